@@ -1,0 +1,107 @@
+"""Checkpoints: step_000100/{params.safetensors, outer.safetensors, run.yaml, state.json}, whole or not there at all.
+
+A checkpoint is written under a temporary name and renamed when it is complete. `state.json` holds the checksum of each
+file: one that does not match is said, and the checkpoint before it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raymeta.errors import UserError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Outer steps taken."""
+        return int(self.state["step"])
+
+    def params(self) -> dict[str, Tensor]:
+        """Meta-parameters by name."""
+        return load_file(self.folder / "params.safetensors")
+
+    def outer(self) -> dict[str, Tensor]:
+        """Outer optimizer state by name."""
+        return load_file(self.folder / "outer.safetensors")
+
+
+def save(root: Path, step: int, params: dict[str, Tensor], outer: dict[str, Tensor], state: dict[str, Any], run_yaml: str, keep: int) -> Checkpoint:
+    """Writes the checkpoint of `step` under `root`, then removes all but the newest `keep` and the best.
+
+    state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
+    """
+    folder = root / f"step_{step:06d}"
+    building = root / f".building-{folder.name}-{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    for name, tensors in (("params", params), ("outer", outer)):
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors")
+    (building / "run.yaml").write_text(run_yaml, encoding="utf-8")
+    sums = {path.name: _checksum(path) for path in sorted(building.iterdir())}
+    whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}
+    _write_synced(building / "state.json", json.dumps(whole, indent=1))
+    if folder.exists():
+        shutil.rmtree(folder)
+    building.rename(folder)
+    best = (state.get("best") or {}).get("step")
+    complete = sorted(p for p in root.glob("step_*") if (p / "state.json").is_file())
+    for old in complete[:-keep]:
+        if old != folder and old.name != f"step_{best or 0:06d}":
+            shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(folder, whole)
+
+
+def newest(root: Path, say: Any = print) -> Checkpoint | None:
+    """The newest complete checkpoint under `root` whose files match their checksums, or None."""
+    for folder in sorted(root.glob("step_*"), reverse=True):
+        try:
+            return load(folder)
+        except UserError as error:
+            say(f"{error}; the checkpoint before it is used")
+    return None
+
+
+def load(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; raises UserError where it is incomplete or damaged."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        sums = state["sha256"]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a checkpoint: it has no state.json; give a folder like .../checkpoints/step_000100") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {folder} is damaged: its state.json cannot be read ({error})") from error
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
+        if _checksum(path) != expected:
+            raise UserError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
+    return Checkpoint(folder, state)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

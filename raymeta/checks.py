@@ -1,0 +1,93 @@
+"""Looking before running: a run's sizes and a sample episode, what there is to choose from, what changed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+from raymeta.algorithms import Algorithm
+from raymeta.cluster import explained
+from raymeta.component import Component
+from raymeta.config import Run, recipes
+from raymeta.corpora import Corpus
+from raymeta.heads import Head
+from raymeta.prepare import prepare
+from raymeta.stages.evaluate import loaded
+from raymeta.stream import Source
+from raymeta.tasks import Tasks
+from raymeta.workers import Workers
+
+
+def check(run: Run) -> None:
+    """Prints the run with its defaults, its sizes and a sample episode; raises UserError for whatever would stop it."""
+    print(run.yaml())
+    prepared = prepare(run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=False)
+    network = loaded(run, Workers())
+    params = network.params()
+    adapted = sum(params[n].numel() for n in network.adapted)
+    total = sum(p.numel() for p in params.values())
+    print(f"model: {total / 1e6:.1f} M parameters, of which {adapted / 1e6:.1f} M adapt, and the head")
+    print(f"rows: {'packed several texts to a row' if network.packs else 'one text a row, padded'}")
+    splits = ["train", "validation"] if run.validation.every else ["train"]
+    for split in splits:
+        Source(str(prepared.folder), run.tasks, split, run.seed).check()
+    for shots in run.evaluate.shots or (None,):
+        Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
+    source = Source(str(prepared.folder), run.tasks, "train", run.seed)
+    print(f"\nepisode 0 of the train split:\n{run.tasks.show(source.episode(0), run.model.tokenizer())}")
+    print(f"\nthe run's folder is {run.folder}")
+
+
+def changed_settings(run: Run) -> Iterator[str]:
+    """Says so where an earlier run of this name had other settings, and which."""
+    if run.folder.exists():
+        return
+    earlier = [p for p in run.root.glob(f"{run.name}-????????") if (p / "run.yaml").is_file()]
+    if not earlier:
+        return
+    newest = max(earlier, key=lambda p: (p / "run.yaml").stat().st_mtime)
+    before = _flat(yaml.safe_load((newest / "run.yaml").read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(run.yaml()))
+    keys = [k for k in {**before, **now} if before.get(k) != now.get(k) and k.split(".")[0] not in ("cluster", "storage", "description")]
+    changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys[:5])
+    yield f"settings differ from {newest} ({changes}{', ...' if len(keys) > 5 else ''}); starting anew in {run.folder}"
+
+
+def _flat(values: Any, above: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {above: values}
+    return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{above}.{name}" if above else str(name)).items()}
+
+
+def _kinds(family: type[Component]) -> Callable[[], Iterator[tuple[str, str]]]:
+    def listed() -> Iterator[tuple[str, str]]:
+        for kind in family.kinds():
+            yield kind, (family.member(kind).__doc__ or "").strip().splitlines()[0]
+
+    return listed
+
+
+def _recipes() -> Iterator[tuple[str, str]]:
+    for name, path in recipes().items():
+        yield name, str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", ""))
+
+
+def _runs() -> Iterator[tuple[str, str]]:
+    from pathlib import Path
+
+    for path in sorted(Path("results").glob("*/run.yaml")):
+        done = "evaluated" if (path.parent / "evaluation.json").is_file() else "not evaluated"
+        steps = sorted(p.name for p in (path.parent / "checkpoints").glob("step_*"))
+        yield path.parent.name, f"{steps[-1] if steps else 'no checkpoint yet'}, {done}"
+
+
+LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "recipes": _recipes,
+    "algorithms": _kinds(Algorithm),
+    "tasks": _kinds(Tasks),
+    "corpora": _kinds(Corpus),
+    "heads": _kinds(Head),
+    "clusters": explained,
+    "runs": _runs,
+}
+"""What `raymeta ls` lists: name -> (name, one line) of each."""

@@ -1,0 +1,114 @@
+"""The command line: verbs over runs. The only place that prints errors and sets the exit status."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raymeta.errors import UserError, did_you_mean
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Meta-train language models to learn new NLP tasks from a handful of examples, with Ray.",
+)  # fmt: skip
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="a YAML file, a run's folder, or a recipe's name (raymeta ls recipes)")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. outer.steps=200")]
+
+
+@app.command()
+def run(run: RunName, overrides: Overrides = None) -> None:
+    """Run every stage, resuming at the first unfinished one."""
+    from raymeta.pipeline import run_all
+
+    loaded = _load(run, overrides)
+    _print_table(loaded, run_all(loaded))
+
+
+@app.command()
+def metatrain(run: RunName, overrides: Overrides = None) -> None:
+    """Meta-train, going on from the newest checkpoint."""
+    from raymeta.stages.metatrain import metatrain as stage
+
+    result = stage(_load(run, overrides))
+    print(f"best checkpoint: {result.best.folder}")
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    overrides: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="a checkpoint folder; absent: the run's best")] = None,
+) -> None:
+    """Measure on held-out classes, beside two baselines."""
+    from raymeta import checkpoint
+    from raymeta.stages.evaluate import evaluate as stage
+    from raymeta.stages.metatrain import finished
+
+    loaded = _load(run, overrides)
+    if start:
+        trained = checkpoint.load(Path(start).expanduser())
+    else:
+        result = finished(loaded)
+        if result is None:
+            raise UserError(f"{loaded.folder} is not meta-trained to its end; run `raymeta run {run}` first, or name a checkpoint with --from")
+        trained = result.best
+    _print_table(loaded, stage(loaded, trained))
+
+
+@app.command()
+def check(run: RunName, overrides: Overrides = None) -> None:
+    """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""
+    from raymeta.checks import check as look
+
+    look(_load(run, overrides, tell=False))
+
+
+@app.command()
+def ls(what: Annotated[str, typer.Argument(help="recipes, algorithms, tasks, corpora, heads, clusters, runs")] = "recipes") -> None:
+    """List what there is."""
+    from raymeta.checks import LISTS
+
+    if what not in LISTS:
+        raise UserError(f"ls: {what!r} is not a list{did_you_mean(what, LISTS)} (lists: {', '.join(LISTS)})")
+    found = list(LISTS[what]())
+    width = max((len(name) for name, _ in found), default=0)
+    for name, text in found:
+        print(f"{name:<{width}}  {text}".rstrip())
+
+
+def _load(run: str, overrides: list[str] | None, tell: bool = True):  # type: ignore[no-untyped-def]  # heavy import below
+    from raymeta.config import Run
+
+    loaded = Run.load(run, *(overrides or []))
+    if tell:
+        from raymeta.checks import changed_settings
+
+        for line in changed_settings(loaded):
+            print(line)
+    return loaded
+
+
+def _print_table(run, evaluation) -> None:  # type: ignore[no-untyped-def]
+    from raymeta.stages.evaluate import table
+    from raymeta.tasks.entities import Entities
+
+    print()
+    print(table(evaluation, isinstance(run.tasks, Entities)))
+    print(f"\nwritten to {run.folder / 'evaluation.json'}")
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one message and exit status 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except UserError as error:
+        print(f"raymeta: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,195 @@
+"""Where a run runs: a profile (in this process, on this machine's cores, on a cluster's GPUs), and how to start on it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field
+
+from raymeta.component import Section
+from raymeta.errors import UserError, did_you_mean
+from raymeta.workers import Workers
+
+
+class Profile(Section):
+    """What raymeta needs to know of a cluster."""
+
+    description: str = ""
+    """One line for `raymeta ls clusters`."""
+    in_process: bool = False
+    """Everything in this process, without Ray: a debugger's breakpoints work everywhere."""
+    address: str | None = None
+    """The Ray cluster to join: `auto`, `host:port`; absent: the one of the surrounding Ray job, else a new one here."""
+    workers: int = Field(1, ge=1)
+    """Training workers; each takes its share of a step's tasks."""
+    gpu: bool = False
+    """One GPU a worker, and NCCL between them."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """CPU cores a worker; on CPU also its threads."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places workers on nodes."""
+    max_failures: int = Field(3, ge=0)
+    """How often workers may be lost and started again from the newest checkpoint."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of every worker."""
+
+
+def profile_folders() -> list[Path]:
+    """Where named profiles are looked for: ./clusters, the source checkout's, the installed package's."""
+    package = Path(str(files("raymeta")))
+    return [p for p in (Path("clusters"), package.parent / "clusters", package / "clusters") if p.is_dir()]
+
+
+def profiles() -> dict[str, Path]:
+    """The profiles there are, by name."""
+    found: dict[str, Path] = {}
+    for folder in profile_folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def profile_values(name: str) -> dict[str, Any]:
+    """The settings of a profile by name or path, unchecked; raises UserError where there is none."""
+    known = profiles()
+    path = known.get(name) or Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"cluster: no profile {name!r}{did_you_mean(name, known)} (profiles: {', '.join(known)}; or a path to a YAML file)")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"cluster: {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"cluster: {path} is not a mapping of settings")
+    return values
+
+
+def connect(profile: Profile) -> None:
+    """Joins or starts Ray as the profile says, and checks that the workers fit; a no-op for `in_process`."""
+    if profile.in_process:
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        need = profile.workers * profile.cpus_per_worker
+        try:
+            if profile.address is None and "RAY_ADDRESS" not in os.environ:
+                cpus = max(os.cpu_count() or 1, int(-(-need // 1)))
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="warning")
+            else:
+                ray.init(address=profile.address or os.environ["RAY_ADDRESS"], logging_level="warning")
+        except ConnectionError as error:
+            raise UserError(f"cluster.address: no Ray cluster at {profile.address or os.environ.get('RAY_ADDRESS')!r}: {error}") from error
+    _check_resources(profile, ray.cluster_resources())
+
+
+def _check_resources(profile: Profile, there: dict[str, float]) -> None:
+    for resource, each, setting in (("CPU", profile.cpus_per_worker, "cpus_per_worker"), ("GPU", float(profile.gpu), "gpu")):
+        need, have = profile.workers * each, there.get(resource, 0.0)
+        if need > have:
+            raise UserError(
+                f"cluster.workers: {profile.workers} workers x {each:g} {resource} ({setting}) = {need:g} {resource}, but the cluster has "
+                f"{have:g}; lower cluster.workers, or use a larger cluster"
+            )
+
+
+Job = Callable[[dict[str, Any], Workers], None]
+"""What every worker runs: a function of a module, its payload (plain data) and its place among the workers."""
+
+
+def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) -> None:
+    """Runs `job` on every worker of the profile and waits. What it finds, it writes to files.
+
+    Raises UserError with a worker's message where a worker raised one; RuntimeError where workers failed too often.
+    """
+    if profile.in_process:
+        job(payload, Workers())
+        return
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    note = folder / "error.txt"
+    note.unlink(missing_ok=True)
+    environment = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **profile.environment}
+    if not profile.gpu:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, int(profile.cpus_per_worker))))
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config={"job": job, "payload": payload, "note": str(note), "threads": max(1, int(profile.cpus_per_worker))},
+        torch_config=TorchConfig(backend="nccl" if profile.gpu else "gloo", timeout_s=600),
+        scaling_config=ScalingConfig(
+            num_workers=profile.workers,
+            use_gpu=profile.gpu,
+            resources_per_worker={"CPU": profile.cpus_per_worker, **({"GPU": 1.0} if profile.gpu else {})},
+            placement_strategy=profile.placement,
+        ),
+        run_config=RunConfig(
+            # a name of its own each time: where to go on is said by our checkpoints, not by Ray's record of a run
+            name=f"{job.__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=str((folder / "ray").absolute()),
+            failure_config=FailureConfig(max_failures=profile.max_failures, controller_failure_limit=3),
+            callbacks=[_stop_on_user_error(str(note))],
+            worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (ControllerError, WorkerGroupError) as error:
+        if note.is_file():
+            raise UserError(note.read_text(encoding="utf-8")) from error
+        raise RuntimeError(f"the workers failed: {error}") from error
+
+
+def _stop_on_user_error(note: str) -> Any:
+    from ray.train import UserCallback
+
+    class StopOnUserError(UserCallback):  # type: ignore[misc]
+        """A user's mistake is not retried like a crash."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            if Path(note).is_file():
+                raise RuntimeError("a mistake in settings or data; see the message below")
+
+    return StopOnUserError()
+
+
+def _on_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on each worker."""
+    import logging
+
+    import ray.train
+    import ray.train.torch
+    import ray.train.v2._internal.execution.context as train_context
+
+    for name in (train_context.__file__, "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config["threads"])
+    workers = Workers(context.get_world_rank(), context.get_world_size(), device, on_ray=True)
+    try:
+        config["job"](config["payload"], workers)
+    except UserError as error:
+        temporary = Path(f"{config['note']}.{workers.rank}")
+        temporary.write_text(str(error), encoding="utf-8")
+        temporary.replace(config["note"])
+        raise RuntimeError(str(error)) from error
+
+
+def explained() -> Iterator[tuple[str, str]]:
+    """Each profile's name and what it says of itself."""
+    for name, path in profiles().items():
+        yield name, str((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("description", ""))

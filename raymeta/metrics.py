@@ -1,0 +1,74 @@
+"""Metrics of one episode, and their mean over episodes with its 95 % interval."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from seqeval.metrics.v1 import precision_recall_fscore_support
+from seqeval.scheme import IOB2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over episodes and half the width of its 95 % confidence interval (normal approximation)."""
+
+    mean: float
+    ci95: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.ci95:.1f}"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end."""
+        return self.mean - self.ci95, self.mean + self.ci95
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 1.96 s / sqrt(n) of per-episode values; the interval of a single value is infinite."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return Estimate(float(array.mean()), float("inf"))
+    return Estimate(float(array.mean()), float(1.96 * array.std(ddof=1) / sqrt(len(array))))
+
+
+def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """The estimate of each metric over episodes."""
+    return {name: estimate([e[name] for e in episodes]) for name in episodes[0]} if episodes else {}
+
+
+def classification_scores(predicted: Sequence[int], gold: Sequence[int], classes: int) -> dict[str, float]:
+    """`accuracy`, and `macro_f1`: the mean F1 of classes 0..classes-1, where a class never met or predicted counts 0."""
+    table = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(table, (np.asarray(gold), np.asarray(predicted)), 1)
+    hits = table.diagonal()
+    both = table.sum(0) + table.sum(1)
+    f1 = np.divide(2 * hits, both, out=np.zeros(classes), where=both > 0)
+    return {"accuracy": float(hits.sum() / max(table.sum(), 1)), "macro_f1": float(f1.mean())}
+
+
+def entity_scores(predicted: Sequence[Sequence[int]], gold: Sequence[Sequence[int]], types: int) -> dict[str, float]:
+    """Micro precision, recall and F1 of exact entity spans by seqeval (strict IOB2).
+
+    Tags are codes, one sequence a sentence: 0 outside, 2i+1 the first and 2i+2 a later word of type i. A predicted
+    later word that follows no word of its type starts an entity, as in conlleval.
+    """
+    names = ["O", *(f"{prefix}-{i}" for i in range(types) for prefix in "BI")]
+    answer = [[names[c] for c in _well_formed(sentence)] for sentence in predicted]
+    truth = [[names[c] for c in sentence] for sentence in gold]
+    if not any(t != "O" for sentence in (*answer, *truth) for t in sentence):
+        return {"entity_f1": 0.0, "precision": 0.0, "recall": 0.0}
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, answer, average="micro", scheme=IOB2, zero_division=0
+    )
+    return {"entity_f1": float(f1), "precision": float(precision), "recall": float(recall)}
+
+
+def _well_formed(codes: Sequence[int]) -> list[int]:
+    out: list[int] = []
+    for code in codes:
+        if code and code % 2 == 0 and (not out or out[-1] not in (code, code - 1)):
+            code -= 1
+        out.append(code)
+    return out

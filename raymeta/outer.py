@@ -1,0 +1,147 @@
+"""The outer loop's optimizer: one flat vector of parameters, one of gradients, AdamW, a schedule and clipping."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raymeta.component import Section
+from raymeta.errors import UserError
+from raymeta.hypergradient import MetaStep
+from raymeta.model import Params
+
+
+class Outer(Section):
+    """How meta-parameters move."""
+
+    steps: int = Field(500, ge=1)
+    """Outer steps."""
+    tasks_per_step: int = Field(4, ge=1)
+    """Tasks whose meta-gradients are averaged in a step, over all workers."""
+    lr: float = Field(3e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices; norms, biases and heads are left alone."""
+    beta2: float = Field(0.999, gt=0, lt=1)
+    """Decay of the squared gradient's average."""
+    eps: float = Field(1e-6, gt=0)
+    """AdamW's epsilon. Large enough that parameters whose gradient is mere rounding (a key's bias) stay put, so that
+    runs on different numbers of workers walk the same path."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """What the learning rate does after the warm-up: stays, or falls to 0 at the last step."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Longest allowed meta-gradient (Euclidean norm over all parameters)."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of outer step `step`, counted from 1."""
+        if step <= self.warmup_steps:
+            return self.lr * step / (self.warmup_steps + 1)
+        done = (step - 1 - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return self.lr
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """What one outer step was: its tasks, their mean query loss and metric, the gradient's norm before clipping, the rate."""
+
+    tasks: int
+    query_loss: float
+    metric: float
+    grad_norm: float
+    lr: float
+
+
+class OuterLoop:
+    """Meta-parameters with their gradients and optimizer state, each one flat vector; `params` are views by name."""
+
+    def __init__(self, settings: Outer, params: Params, embedding: str) -> None:
+        self.settings, self.embedding = settings, embedding
+        names = sorted(params, key=lambda n: (params[n].dim() < 2 or n.startswith("head."), list(params).index(n)))
+        sizes = [params[n].numel() for n in names]
+        some = params[names[0]]
+        self.flat = torch.empty(sum(sizes), dtype=some.dtype, device=some.device)
+        self.sums = torch.zeros(sum(sizes) + 3, dtype=some.dtype, device=some.device)
+        """Sums over a step's tasks: the meta-gradient, then the number of tasks, their query loss and their metric."""
+        self.grad, self._tail = self.sums[:-3], self.sums[-3:]
+        self.params, self._grads = self._views(self.flat, names, params), self._views(self.grad, names, params)
+        for name in names:
+            self.params[name].copy_(params[name])
+        decayed = sum(params[n].numel() for n in names if params[n].dim() >= 2 and not n.startswith("head."))
+        groups = [(self.flat[:decayed], self.grad[:decayed], settings.weight_decay), (self.flat[decayed:], self.grad[decayed:], 0.0)]
+        self._parts = []
+        for part, grad, decay in groups:
+            part.grad = grad
+            self._parts.append({"params": [part], "weight_decay": decay})
+        self.optimizer = torch.optim.AdamW(self._parts, lr=settings.lr, betas=(0.9, settings.beta2), eps=settings.eps, foreach=False)
+        self.step = 0
+
+    @staticmethod
+    def _views(flat: Tensor, names: list[str], like: Params) -> Params:
+        views, start = {}, 0
+        for name in names:
+            size = like[name].numel()
+            views[name] = flat[start : start + size].view(like[name].shape)
+            start += size
+        return views
+
+    def add(self, found: MetaStep, metric: float) -> bool:
+        """Adds one task's meta-gradient to the sums of this step; False, and nothing added, if it is not finite."""
+        if not all(bool(g.sum().isfinite()) for g in (found.query_loss, *found.grads.values())):
+            return False
+        for name, grad in found.grads.items():
+            if name == self.embedding:
+                self._grads[name].index_add_(0, found.rows, grad)
+            else:
+                self._grads[name].add_(grad)
+        self._tail.add_(torch.stack([torch.ones_like(found.query_loss), found.query_loss, torch.full_like(found.query_loss, metric)]))
+        return True
+
+    def update(self) -> "OuterStep":
+        """Takes a step with the mean meta-gradient over the tasks that were added, and clears the sums.
+
+        Raises UserError where no task had a finite gradient.
+        """
+        self.step += 1
+        tasks, loss, metric = self._tail.tolist()
+        if tasks == 0:
+            raise UserError(
+                f"step {self.step}: no task had a finite loss and gradient; lower algorithm.inner_lr or outer.lr, and start again: "
+                "the run goes on from its newest checkpoint"
+            )
+        norm = float(self.grad.norm()) / tasks
+        self.grad.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-12)) / tasks)
+        rate = self.settings.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.sums.zero_()
+        return OuterStep(int(tasks), loss / tasks, metric / tasks, norm, rate)
+
+    def state(self) -> Params:
+        """Optimizer state by name, for a checkpoint."""
+        state = {}
+        for i, part in enumerate(p["params"][0] for p in self._parts):
+            for key in ("exp_avg", "exp_avg_sq"):
+                kept = self.optimizer.state.get(part, {}).get(key)
+                state[f"{i}.{key}"] = torch.zeros_like(part) if kept is None else kept
+        return state
+
+    def restore(self, step: int, params: Params, state: Params) -> None:
+        """Goes on from a checkpoint's parameters, optimizer state and step, bit for bit."""
+        self.step = step
+        for name, value in params.items():
+            self.params[name].copy_(value)
+        for i, part in enumerate(p["params"][0] for p in self._parts):
+            self.optimizer.state[part] = {
+                "step": torch.tensor(float(step)),
+                **{key: state[f"{i}.{key}"].to(part.device).clone() for key in ("exp_avg", "exp_avg_sq")},
+            }

@@ -1,0 +1,120 @@
+"""The stream of episodes: numbers through Ray Data into each worker's batches.
+
+Step t of a run is made of the episodes t*T ... t*T + T - 1, whoever draws them; worker r of W takes every W-th. So a run
+that resumes needs to know its step and nothing else, and one, two or eight workers walk the same path.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raymeta.episodes import Drawn, Episode, Pool
+from raymeta.prepare import Prepared
+from raymeta.tasks import Choices, Tasks
+
+_BLOCK_EPISODES = 32
+_TASK_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where episodes come from: a prepared corpus, a task kind, a split and a seed. Small, and the same anywhere."""
+
+    folder: str
+    tasks: Tasks
+    split: str
+    seed: int
+
+    def drawn(self, number: int) -> Drawn:
+        """Which examples make episode `number`."""
+        _, pool, choices = _opened(self)
+        return self.tasks.draw(pool, self.seed, number, choices)
+
+    def episode(self, number: int) -> Episode:
+        """Episode `number`, a pure function of the source and the number."""
+        prepared, _, _ = _opened(self)
+        drawn = self.drawn(number)
+        support, query = (self.tasks.examples(prepared.take(rows), rows, drawn.classes) for rows in (drawn.support, drawn.query))
+        return Episode(number, self.split, drawn.classes, support, query)
+
+    def check(self) -> Choices:
+        """The classes that can take part; raises UserError, before a worker starts, where they are too few."""
+        choices = _opened(self)[2]
+        for number in range(3):
+            self.drawn(number)
+        return choices
+
+
+@lru_cache(maxsize=16)
+def _opened(source: Source) -> tuple[Prepared, Pool, Choices]:
+    prepared = Prepared(Path(source.folder))
+    pool = prepared.pool(source.split)
+    return prepared, pool, source.tasks.choices(pool)
+
+
+def share(first: int, count: int, rank: int, workers: int) -> range:
+    """The numbers among first ... first + count - 1 that worker `rank` takes."""
+    return range(first + rank, first + count, workers)
+
+
+def steps(source: Source, start: int, stop: int, tasks_per_step: int, rank: int = 0, workers: int = 1, on_ray: bool = False) -> Iterator[list[Episode]]:
+    """For each step from `start` up to `stop` (counted from 0), this worker's episodes.
+
+    With `on_ray`, Ray Data draws them ahead in another process, while this one computes.
+    """
+    if stop <= start:
+        return
+    if not on_ray:
+        for step in range(start, stop):
+            yield [source.episode(n) for n in share(step * tasks_per_step, tasks_per_step, rank, workers)]
+        return
+    each = len(share(0, tasks_per_step, rank, workers))
+    data = _dataset(source, start, stop, tasks_per_step, rank, workers)
+    for batch in data.iter_batches(batch_size=each, batch_format="pyarrow", prefetch_batches=4, drop_last=False):
+        yield [Episode.from_row(row) for row in batch.to_pylist()]
+
+
+def rows(source: Source, numbers: list[int]) -> pa.Table:
+    """Episodes as a table, a row each."""
+    found = [source.episode(n).to_row() for n in numbers]
+    return pa.table({name: pa.array([row[name] for row in found]) for name in found[0]})
+
+
+def _dataset(source: Source, start: int, stop: int, tasks_per_step: int, rank: int, workers: int) -> Any:
+    """This worker's episodes in order, as a Ray dataset whose blocks are drawn when they are due."""
+    import ray
+    from ray.data import ExecutionOptions
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    each = len(share(0, tasks_per_step, rank, workers))
+    block = max(1, _BLOCK_EPISODES // each)  # steps a block
+    task = block * _TASK_BLOCKS  # steps a read task
+
+    def blocks(first: int, last: int) -> Iterator[pa.Table]:
+        for at in range(first, last, block):
+            due = range(at, min(at + block, last))
+            yield rows(source, [n for step in due for n in share(step * tasks_per_step, tasks_per_step, rank, workers)])
+
+    class Episodes(Datasource):  # type: ignore[misc]
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            tasks = []
+            for at in range(start, stop, task):
+                last = min(at + task, stop)
+                meta = BlockMetadata(num_rows=(last - at) * each, size_bytes=(last - at) * each * 16_000, input_files=None, exec_stats=None)
+                tasks.append(ReadTask(lambda a=at, b=last: blocks(a, b), meta))
+            return tasks
+
+    source_of_blocks = Episodes()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options = ExecutionOptions(preserve_order=True)
+    return ray.data.read_datasource(source_of_blocks, num_cpus=0, concurrency=1, override_num_blocks=len(source_of_blocks.get_read_tasks(1)))

@@ -1,0 +1,238 @@
+"""What a task is: which rows it reads, how episodes are drawn from them, and how a model's answer is scored.
+
+A task kind is one file here (or a user's own, `kind: my_module:MyTasks`): a `Tasks` component that checks and encodes
+rows, draws episodes, picks from the encoder's token states the features that a head classifies, and scores answers.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from raymeta.component import Component, Section
+from raymeta.episodes import SPLITS, Drawn, Episode, Examples, Ints, Pool, generator
+from raymeta.errors import UserError
+
+
+def _range(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, (list, tuple)) and len(value) == 2 and not value[0] <= value[1]:
+        raise ValueError(f"a range goes from low to high, not {list(value)}")
+    return value
+
+
+Range = Annotated[tuple[int, int], BeforeValidator(_range)]
+"""A number, or [low, high]: then each episode draws its own."""
+
+
+class Split(Section):
+    """Which examples train, validate and test: no class (or task) of one is ever seen in another.
+
+    Either `column`, with the value(s) of each split; or `of: class | task` with numbers (drawn by the run's seed) or
+    lists of names. One file a split (`corpus.path` as a mapping) needs no Split; with one, numbers and lists carve
+    classes or tasks out of the training file.
+    """
+
+    column: str | None = None
+    """The column that says to which split a row belongs; absent: split by `of`."""
+    of: Literal["class", "task"] = "class"
+    """What numbers and lists count: classes, or tasks (domains)."""
+    train: str | int | tuple[str, ...] | None = None
+    """Value(s) of `column`; or a number or list of classes or tasks; absent: what the other splits leave."""
+    validation: str | int | tuple[str, ...] | None = None
+    """Like `train`."""
+    test: str | int | tuple[str, ...] | None = None
+    """Like `train`."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Split":
+        for name in SPLITS:
+            value = getattr(self, name)
+            if self.column and isinstance(value, int):
+                raise ValueError(f"{name}: with `column` give the value(s) of column {self.column!r}, not a number ({value})")
+            if not self.column and isinstance(value, str):
+                raise ValueError(f"{name}: without `column` give a number or a list of names, not {value!r}")
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: {value} is not a number of {self.of}es; give at least 1")
+        return self
+
+    def values(self, name: str) -> list[str]:
+        """The values or names that a split lists."""
+        value = getattr(self, name)
+        return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else []
+
+
+class Tasks(Component, family="raymeta.tasks", noun="task"):
+    """A family of small tasks, and how episodes of N ways and K shots are drawn from them."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    """The columns that this kind reads, by role; the run's `corpus.columns` names them."""
+    metric: ClassVar[str] = ""
+    """The metric that decides which checkpoint is best."""
+
+    ways: Range = (5, 5)
+    """Classes of an episode (N), or [low, high]."""
+    shots: Range = (1, 1)
+    """Support examples a class (K), or [low, high]."""
+    queries: int = Field(5, ge=1)
+    """Query examples a class."""
+    classes_from: Literal["all", "task"] = "all"
+    """`task`: the classes of an episode come from one task (domain); `all`: from the whole split."""
+    split: Split = Split()
+    """Which classes or tasks train, validate and test."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "Tasks":
+        if self.ways[0] < 2:
+            raise ValueError(f"ways: an episode needs at least 2 classes, not {self.ways[0]}")
+        if self.shots[0] < 1:
+            raise ValueError(f"shots: an episode needs at least 1 example a class, not {self.shots[0]}")
+        return self
+
+    def outputs_for(self, ways: int) -> int:
+        """Outputs of a head for `ways` classes."""
+        return ways
+
+    # reading
+
+    @abstractmethod
+    def fault(self, row: dict[str, Any]) -> str | None:
+        """Why `row` (role -> value) cannot be used, or None if it can."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+        """For each row: `ids` (int32, special tokens included), `classes` (names), `counts`, `cut` (bool), and extras."""
+
+    # drawing
+
+    @abstractmethod
+    def class_need(self, shots: int) -> int:
+        """Examples that a class must have to take part in an episode of `shots` shots."""
+
+    @abstractmethod
+    def _fill(self, pool: Pool, classes: Ints, task: int | None, shots: int, rng: np.random.Generator) -> Drawn | None:
+        """Support and query examples for the drawn `classes`, or None if they cannot be filled."""
+
+    def choices(self, pool: Pool) -> "Choices":
+        """The classes of `pool` that can take part; raises UserError where they are too few."""
+        return Choices.of(self, pool)
+
+    def draw(self, pool: Pool, seed: int, number: int, choices: "Choices") -> Drawn:
+        """Which examples make episode `number`: the same for the same (seed, split, number), whoever asks."""
+        rng = generator(seed, pool.split, number)
+        for _ in range(100):
+            task, available = choices.group(rng)
+            ways = int(rng.integers(self.ways[0], min(self.ways[1], len(available)) + 1))
+            shots = int(rng.integers(self.shots[0], self.shots[1] + 1))
+            classes = rng.permutation(available)[:ways]
+            drawn = self._fill(pool, classes, task, shots, rng)
+            if drawn is not None:
+                return drawn
+        raise UserError(
+            f"tasks.shots: episode {number} of the {pool.split} split could not be filled in 100 draws "
+            f"({self.ways[1]} ways, {self.shots[1]} shots, {self.queries} queries a class): the classes have too few "
+            "examples apart from each other; lower tasks.shots, tasks.queries or tasks.ways"
+        )
+
+    @abstractmethod
+    def examples(self, table: dict[str, Any], rows: Ints, classes: Sequence[str]) -> Examples:
+        """The prepared rows in `table` (column -> list) as Examples, labelled by their place in `classes`."""
+
+    # learning and scoring
+
+    @abstractmethod
+    def features(self, states: Tensor, examples: Examples, pooling: str) -> Tensor:
+        """What the head classifies, from token states [token, hidden] laid end to end: [item, hidden]."""
+
+    @abstractmethod
+    def targets(self, examples: Examples) -> Tensor:
+        """The class of each item, int64 [item]."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over items, a scalar."""
+        return torch.nn.functional.cross_entropy(logits, targets)
+
+    @abstractmethod
+    def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
+        """The metrics of one episode's query answers, by name."""
+
+    @abstractmethod
+    def show(self, episode: Episode, tokenizer: Any) -> str:
+        """The episode as text, for a person."""
+
+
+class Choices:
+    """Which classes an episode may draw: over the whole split, or task by task."""
+
+    def __init__(self, groups: list[tuple[int | None, Ints]], left_out: dict[str, int]) -> None:
+        self.groups = groups
+        self.left_out = left_out
+        """Classes with too few examples, and how many each has."""
+
+    @classmethod
+    def of(cls, tasks: Tasks, pool: Pool) -> "Choices":
+        """The classes of `pool` with enough examples; raises UserError, naming the setting, where they are too few."""
+        need = tasks.class_need(tasks.shots[1])
+        grouped = tasks.classes_from == "task"
+        sizes = np.diff(pool.cell_start) if grouped else pool.class_sizes()
+        owner = pool.cell_class if grouped else np.arange(len(pool.classes))
+        enough = sizes >= need
+        left_out = {pool.classes[owner[i]]: int(sizes[i]) for i in np.flatnonzero(~enough & (sizes > 0))[:1000]}
+        groups: list[tuple[int | None, Ints]]
+        if grouped:
+            kept_task, kept_class = pool.cell_task[enough], pool.cell_class[enough]
+            order = np.lexsort((kept_class, kept_task))
+            kept_task, kept_class = kept_task[order], kept_class[order]
+            tasks_there, starts = np.unique(kept_task, return_index=True)
+            runs = np.split(kept_class, starts[1:]) if len(tasks_there) else []
+            groups = [(int(t), run) for t, run in zip(tasks_there, runs, strict=True) if len(run) >= tasks.ways[0]]
+            if not groups:
+                most = max((len(run) for run in runs), default=0)
+                raise UserError(
+                    f"tasks.ways: {tasks.ways[0]} ways were asked for within one task, but no task of the {pool.split} "
+                    f"split has more than {most} classes with at least {need} examples "
+                    f"(shots {tasks.shots[1]} + queries {tasks.queries}){_named(left_out)}; "
+                    "lower tasks.ways, tasks.shots or tasks.queries, or set tasks.classes_from to all"
+                )
+        else:
+            kept = np.flatnonzero(enough)
+            if len(kept) < tasks.ways[0]:
+                raise UserError(
+                    f"tasks.ways: {tasks.ways[0]} ways were asked for, but the {pool.split} split has {len(kept)} classes "
+                    f"with at least {need} examples (shots {tasks.shots[1]} + queries {tasks.queries}){_named(left_out)}; "
+                    f"lower tasks.ways, tasks.shots or tasks.queries, or move classes to {pool.split}"
+                )
+            groups = [(None, kept)]
+        return cls(groups, left_out)
+
+    def group(self, rng: np.random.Generator) -> tuple[int | None, Ints]:
+        """One group to draw from: tasks are drawn alike, whatever their size."""
+        return self.groups[int(rng.integers(len(self.groups)))]
+
+
+def _named(left_out: dict[str, int]) -> str:
+    if not left_out:
+        return ""
+    some = ", ".join(f"{name!r} has {size}" for name, size in sorted(left_out.items(), key=lambda c: -c[1])[:3])
+    return f" ({len(left_out)} more have fewer: {some}{', ...' if len(left_out) > 3 else ''})"
+
+
+class Texts:
+    """Joins prepared rows into Examples: shared by the task kinds that classify texts or their words."""
+
+    @staticmethod
+    def joined(table: dict[str, Any], rows: Ints, extra: dict[str, Sequence[int] | Ints]) -> Examples:
+        """`table["ids"]` end to end, with `extra` arrays as they are."""
+        ids = [np.asarray(i, dtype=np.int64) for i in table["ids"]]
+        lengths = np.array([len(i) for i in ids], dtype=np.int64)
+        tensors = {k: torch.from_numpy(np.asarray(v, dtype=np.int64)) for k, v in extra.items()}
+        joined = torch.from_numpy(np.concatenate(ids))
+        return Examples(joined, torch.from_numpy(lengths), torch.from_numpy(np.asarray(rows, dtype=np.int64)), tensors)
+
+
+__all__ = ["Choices", "Range", "Split", "Tasks", "Texts"]

@@ -1,0 +1,121 @@
+"""What a run says of itself: metrics.jsonl, always, and the lines that a person reads."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class Track:
+    """Appends rows to metrics.jsonl; numbers carry their unit in their name."""
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        """Goes on after `step`: rows of later steps, and a half-written one, are dropped."""
+        self.path = path
+        if path.exists():
+            kept = [line for line in rows(path) if line["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def row(self, **values: Any) -> None:
+        """Writes one row."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a metrics file."""
+    found = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                found.append(row)
+    return found
+
+
+def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
+    """One outer step as a line for the console."""
+    numbers = [f"{name.removeprefix('query_').replace('_', ' ')} {row[name]:.3f}" for name in row if name.startswith("query_")]
+    left = "" if eta_s is None else f"  eta {_duration(eta_s)}"
+    return f"step {row['step']}/{steps}  query " + "  ".join(numbers) + f"  grad {row['grad_norm']:.2f}  {row['tasks_per_s']:.1f} tasks/s{left}"
+
+
+def validation_line(row: dict[str, Any], metric: str) -> str:
+    """One validation as a line for the console."""
+    best = "  (best so far)" if row.get("best") else ""
+    return f"validation at step {row['step']}: {metric} {100 * row[metric]:.1f} ± {100 * row[metric + '_ci95']:.1f} % ({row['episodes']} episodes){best}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Follow:
+    """Prints a run's progress from its metrics file while its workers write it, wherever they are."""
+
+    def __init__(self, path: Path, steps: int, metric: str, say: Callable[[str], None] = print, every_s: float = 5.0) -> None:
+        self.path, self.steps, self.metric, self.say, self.every_s = path, steps, metric, say, every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._place, self._rest = 0, ""
+        self._last_said = self._last_step = 0.0
+        self._pace: float | None = None
+
+    def __enter__(self) -> Self:
+        self._place = self.path.stat().st_size if self.path.exists() else 0
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._done.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        if not self.path.exists():
+            return
+        size = self.path.stat().st_size
+        if size < self._place:  # a resumed run dropped rows
+            self._place, self._rest = 0, ""
+        with self.path.open(encoding="utf-8") as file:
+            file.seek(self._place)
+            text = file.read()
+            self._place = file.tell()
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            self._tell(row)
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        if row["step"] < self._last_step:
+            return
+        self._last_step = row["step"]
+        if row.get("split") == "validation":
+            self.say(validation_line(row, self.metric))
+            return
+        if "step_s" not in row:
+            return
+        self._pace = row["step_s"] if self._pace is None else 0.9 * self._pace + 0.1 * row["step_s"]
+        if time.monotonic() - self._last_said >= self.every_s or row["step"] == self.steps:
+            self._last_said = time.monotonic()
+            self.say(step_line(row, self.steps, self._pace * (self.steps - row["step"])))
+        for name in row.get("left_out", []):
+            self.say(f"step {row['step']}: task {name} had a loss or gradient that is not finite, and was left out")

@@ -1,0 +1,36 @@
+"""One worker's place among all, and what they say to each other."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's rank among `count`, and its device. Alone, every exchange is a no-op."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_ray: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that writes files."""
+        return self.rank == 0
+
+    def sum(self, flat: Tensor) -> None:
+        """Replaces `flat` by its sum over all workers: one all-reduce."""
+        if self.count > 1:
+            dist.all_reduce(flat)
+
+    def gathered(self, mine: Any) -> list[Any]:
+        """Every worker's object, by rank."""
+        if self.count == 1:
+            return [mine]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, mine)
+        return found

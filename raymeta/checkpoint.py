@@ -34,14 +34,24 @@ class Checkpoint:
 
     def params(self) -> dict[str, Tensor]:
         """Meta-parameters by name."""
-        return load_file(self.folder / "params.safetensors")
+        found: dict[str, Tensor] = load_file(self.folder / "params.safetensors")
+        return found
 
     def outer(self) -> dict[str, Tensor]:
         """Outer optimizer state by name."""
-        return load_file(self.folder / "outer.safetensors")
+        found: dict[str, Tensor] = load_file(self.folder / "outer.safetensors")
+        return found
 
 
-def save(root: Path, step: int, params: dict[str, Tensor], outer: dict[str, Tensor], state: dict[str, Any], run_yaml: str, keep: int) -> Checkpoint:
+def save(
+    root: Path,
+    step: int,
+    params: dict[str, Tensor],
+    outer: dict[str, Tensor],
+    state: dict[str, Any],
+    run_yaml: str,
+    keep: int,
+) -> Checkpoint:
     """Writes the checkpoint of `step` under `root`, then removes all but the newest `keep` and the best.
 
     state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
@@ -51,7 +61,9 @@ def save(root: Path, step: int, params: dict[str, Tensor], outer: dict[str, Tens
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     for name, tensors in (("params", params), ("outer", outer)):
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors")
+        save_file(
+            {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors"
+        )
     (building / "run.yaml").write_text(run_yaml, encoding="utf-8")
     sums = {path.name: _checksum(path) for path in sorted(building.iterdir())}
     whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}
@@ -83,7 +95,9 @@ def load(folder: Path) -> Checkpoint:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         sums = state["sha256"]
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a checkpoint: it has no state.json; give a folder like .../checkpoints/step_000100") from error
+        raise UserError(
+            f"{folder} is not a checkpoint: it has no state.json; give a folder like .../checkpoints/step_000100"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {folder} is damaged: its state.json cannot be read ({error})") from error
     for name, expected in sums.items():

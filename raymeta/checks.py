@@ -48,7 +48,11 @@ def changed_settings(run: Run) -> Iterator[str]:
     newest = max(earlier, key=lambda p: (p / "run.yaml").stat().st_mtime)
     before = _flat(yaml.safe_load((newest / "run.yaml").read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(run.yaml()))
-    keys = [k for k in {**before, **now} if before.get(k) != now.get(k) and k.split(".")[0] not in ("cluster", "storage", "description")]
+    keys = [
+        k
+        for k in {**before, **now}
+        if before.get(k) != now.get(k) and k.split(".")[0] not in ("cluster", "storage", "description")
+    ]
     changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys[:5])
     yield f"settings differ from {newest} ({changes}{', ...' if len(keys) > 5 else ''}); starting anew in {run.folder}"
 
@@ -56,7 +60,11 @@ def changed_settings(run: Run) -> Iterator[str]:
 def _flat(values: Any, above: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {above: values}
-    return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{above}.{name}" if above else str(name)).items()}
+    return {
+        k: v
+        for name, inner in values.items()
+        for k, v in _flat(inner, f"{above}.{name}" if above else str(name)).items()
+    }
 
 
 def _kinds(family: type[Component]) -> Callable[[], Iterator[tuple[str, str]]]:

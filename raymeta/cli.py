@@ -14,8 +14,12 @@ app = typer.Typer(
     help="Meta-train language models to learn new NLP tasks from a handful of examples, with Ray.",
 )  # fmt: skip
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="a YAML file, a run's folder, or a recipe's name (raymeta ls recipes)")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. outer.steps=200")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="a YAML file, a run's folder, or a recipe's name (raymeta ls recipes)")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. outer.steps=200")
+]
 
 
 @app.command()
@@ -53,7 +57,9 @@ def evaluate(
     else:
         result = finished(loaded)
         if result is None:
-            raise UserError(f"{loaded.folder} is not meta-trained to its end; run `raymeta run {run}` first, or name a checkpoint with --from")
+            raise UserError(
+                f"{loaded.folder} is not meta-trained to its end; run `raymeta run {run}` first, or name a checkpoint with --from"
+            )
         trained = result.best
     _print_table(loaded, stage(loaded, trained))
 
@@ -67,7 +73,9 @@ def check(run: RunName, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def ls(what: Annotated[str, typer.Argument(help="recipes, algorithms, tasks, corpora, heads, clusters, runs")] = "recipes") -> None:
+def ls(
+    what: Annotated[str, typer.Argument(help="recipes, algorithms, tasks, corpora, heads, clusters, runs")] = "recipes",
+) -> None:
     """List what there is."""
     from raymeta.checks import LISTS
 

@@ -59,7 +59,9 @@ def profile_values(name: str) -> dict[str, Any]:
     known = profiles()
     path = known.get(name) or Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"cluster: no profile {name!r}{did_you_mean(name, known)} (profiles: {', '.join(known)}; or a path to a YAML file)")
+        raise UserError(
+            f"cluster: no profile {name!r}{did_you_mean(name, known)} (profiles: {', '.join(known)}; or a path to a YAML file)"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -84,16 +86,24 @@ def connect(profile: Profile) -> None:
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
                 cpus = max(os.cpu_count() or 1, int(-(-need // 1)))
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="warning")
+                # with the dashboard (on a free port of this host): Ray Train's helpers ask its state API, and complain without
+                ray.init(
+                    address="local", num_cpus=cpus, include_dashboard=True, dashboard_port=0, logging_level="warning"
+                )
             else:
                 ray.init(address=profile.address or os.environ["RAY_ADDRESS"], logging_level="warning")
         except ConnectionError as error:
-            raise UserError(f"cluster.address: no Ray cluster at {profile.address or os.environ.get('RAY_ADDRESS')!r}: {error}") from error
+            raise UserError(
+                f"cluster.address: no Ray cluster at {profile.address or os.environ.get('RAY_ADDRESS')!r}: {error}"
+            ) from error
     _check_resources(profile, ray.cluster_resources())
 
 
 def _check_resources(profile: Profile, there: dict[str, float]) -> None:
-    for resource, each, setting in (("CPU", profile.cpus_per_worker, "cpus_per_worker"), ("GPU", float(profile.gpu), "gpu")):
+    for resource, each, setting in (
+        ("CPU", profile.cpus_per_worker, "cpus_per_worker"),
+        ("GPU", float(profile.gpu), "gpu"),
+    ):
         need, have = profile.workers * each, there.get(resource, 0.0)
         if need > have:
             raise UserError(
@@ -121,12 +131,22 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
 
     note = folder / "error.txt"
     note.unlink(missing_ok=True)
-    environment = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **profile.environment}
+    environment = {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **profile.environment,
+    }
     if not profile.gpu:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(profile.cpus_per_worker))))
     trainer = TorchTrainer(
         _on_worker,
-        train_loop_config={"job": job, "payload": payload, "note": str(note), "threads": max(1, int(profile.cpus_per_worker))},
+        train_loop_config={
+            "job": job,
+            "payload": payload,
+            "note": str(note),
+            "threads": max(1, int(profile.cpus_per_worker)),
+        },
         torch_config=TorchConfig(backend="nccl" if profile.gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(
             num_workers=profile.workers,

@@ -103,7 +103,9 @@ class Component(Section):
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict) or "kind" not in value:
-            raise _mistake(f"give a {cls.noun} as a mapping with a kind (kinds: {', '.join(cls.kinds())}), not {value!r}")
+            raise _mistake(
+                f"give a {cls.noun} as a mapping with a kind (kinds: {', '.join(cls.kinds())}), not {value!r}"
+            )
         member = cls.member(str(value["kind"]))
         return member.model_validate({k: v for k, v in value.items() if k != "kind"})
 

@@ -111,7 +111,9 @@ class Run(Section):
     @classmethod
     def _a_folder(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError(f"{value!r} is a URI; give a folder that every machine of the cluster sees (mount the bucket or share)")
+            raise ValueError(
+                f"{value!r} is a URI; give a folder that every machine of the cluster sees (mount the bucket or share)"
+            )
         return value
 
     @model_validator(mode="after")
@@ -150,11 +152,15 @@ class Run(Section):
 
     def yaml(self) -> str:
         """Every setting, defaults included, as YAML that `load` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+        return yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
+        )
 
     def hash(self) -> str:
         """Eight hex digits that change with every setting that training depends on."""
-        matters = self.model_dump(mode="json", include={"seed", "model", "corpus", "tasks", "algorithm", "outer", "validation"})
+        matters = self.model_dump(
+            mode="json", include={"seed", "model", "corpus", "tasks", "algorithm", "outer", "validation"}
+        )
         matters["corpus"].pop("bad_rows", None)
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -170,7 +176,12 @@ class Run(Section):
 
     def measured(self, shots: int | None) -> Tasks:
         """The task settings for evaluation at `shots` shots (None: as in training)."""
-        given = {"ways": self.evaluate.ways, "shots": shots, "queries": self.evaluate.queries, "classes_from": self.evaluate.classes_from}
+        given = {
+            "ways": self.evaluate.ways,
+            "shots": shots,
+            "queries": self.evaluate.queries,
+            "classes_from": self.evaluate.classes_from,
+        }
         values = {**self.tasks.model_dump(), **{k: v for k, v in given.items() if v is not None}}
         return Tasks.model_validate(values)
 
@@ -191,7 +202,9 @@ def recipe_path(where: str) -> Path:
     known = recipes()
     if where in known:
         return known[where]
-    raise UserError(f"no run {where!r}: neither a file nor a recipe{did_you_mean(where, known)} (recipes: {', '.join(known)})")
+    raise UserError(
+        f"no run {where!r}: neither a file nor a recipe{did_you_mean(where, known)} (recipes: {', '.join(known)})"
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -200,7 +213,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
 )
 
 
@@ -243,7 +258,9 @@ def _told(error: ValidationError, prefix: tuple[str | int, ...] = ()) -> list[st
         if mistake["type"] == "missing":
             message = "is missing, and has no default"
         given = mistake.get("input")
-        shown = mistake["type"] not in ("setting", "value_error", "missing") and not isinstance(given, (dict, BaseModel))
+        shown = mistake["type"] not in ("setting", "value_error", "missing") and not isinstance(
+            given, (dict, BaseModel)
+        )
         line = f"{name}: {message}" + (f" (given: {given!r})" if shown else "")
         line = line.removeprefix(": ")
         if line not in lines:

@@ -79,7 +79,9 @@ class Episode:
         def side(name: str) -> Examples:
             prefix = f"{name}.extra."
             extra = {k.removeprefix(prefix): tensor(v) for k, v in row.items() if k.startswith(prefix)}
-            return Examples(tensor(row[f"{name}.ids"]), tensor(row[f"{name}.lengths"]), tensor(row[f"{name}.rows"]), extra)
+            return Examples(
+                tensor(row[f"{name}.ids"]), tensor(row[f"{name}.lengths"]), tensor(row[f"{name}.rows"]), extra
+            )
 
         def tensor(values: Any) -> Tensor:
             return torch.from_numpy(np.array(values, dtype=np.int64))

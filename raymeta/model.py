@@ -72,7 +72,10 @@ class Backbone(Section):
         """The checkpoint's tokenizer; raises UserError where it cannot be loaded."""
         from transformers import AutoTokenizer
 
-        return _loaded(self.name, lambda: AutoTokenizer.from_pretrained(self.path(), use_fast=True, clean_up_tokenization_spaces=False))
+        return _loaded(
+            self.name,
+            lambda: AutoTokenizer.from_pretrained(self.path(), use_fast=True, clean_up_tokenization_spaces=False),
+        )
 
     def load(self, outputs: int, seed: int = 0, second_order: bool = True) -> "Network":
         """The model, ready to adapt; `outputs` is the size of the largest head."""
@@ -81,7 +84,15 @@ class Backbone(Section):
         path = self.path()
         extra = {"trust_remote_code": self.trust_remote_code}
         config = _loaded(self.name, lambda: AutoConfig.from_pretrained(path, **extra))
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        for key in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "dropout",
+            "attention_dropout",
+            "resid_pdrop",
+            "embd_pdrop",
+            "attn_pdrop",
+        ):
             if hasattr(config, key):
                 setattr(config, key, self.dropout)
         attention = "eager" if second_order else "sdpa"
@@ -173,8 +184,8 @@ def packed(ids: Tensor, lengths: Tensor, dtype: torch.dtype, room: int = 128) ->
     apart = torch.from_numpy(owner[:, :, None] != owner[:, None, :])
     mask = torch.zeros(apart.shape, dtype=dtype).masked_fill_(apart, torch.finfo(dtype).min).unsqueeze(1)
     there = ids.device
-    shaped = (torch.from_numpy(a.reshape(rows, width)).to(there) for a in (flat_ids, positions))
-    return Layout(*shaped, mask.to(there), torch.from_numpy(where).to(there))
+    tokens, places = (torch.from_numpy(a.reshape(rows, width)).to(there) for a in (flat_ids, positions))
+    return Layout(tokens, places, mask.to(there), torch.from_numpy(where).to(there))
 
 
 def padded(ids: Tensor, lengths: Tensor) -> Layout:
@@ -200,7 +211,9 @@ class Network:
             if isinstance(layer, nn.Embedding):
                 layer.padding_idx = None  # else the gradient of that row would be dropped
         if getattr(module, "is_activation_checkpointing", False):
-            raise UserError("model: gradient checkpointing inside the model recomputes with the wrong parameters; turn it off")
+            raise UserError(
+                "model: gradient checkpointing inside the model recomputes with the wrong parameters; turn it off"
+            )
         tokens = module.get_input_embeddings()  # type: ignore[operator]
         self.embedding = next(n for n, p in module.named_parameters() if p is tokens.weight)
         self.names = [n for n, _ in module.named_parameters()]
@@ -230,7 +243,9 @@ class Network:
         for name, child in self.module.named_modules():
             if isinstance(child, nn.ModuleList) and len(child) == count:
                 return [f"{name}.{i}" for i in range(len(child))]
-        raise UserError(f"model.adapt: no stack of {count} layers was found in {type(self.module).__name__}; use all or head")
+        raise UserError(
+            f"model.adapt: no stack of {count} layers was found in {type(self.module).__name__}; use all or head"
+        )
 
     def _adapted(self, adapt: Adapt) -> frozenset[str]:
         if adapt == "all":
@@ -238,9 +253,11 @@ class Network:
         if adapt == "head":
             return frozenset()
         layers = self.layers()
-        if adapt.last > len(layers):  # type: ignore[union-attr]
-            raise UserError(f"model.adapt.last: {adapt.last} layers were asked for, but the model has {len(layers)}; use all")  # type: ignore[union-attr]
-        chosen = tuple(f"{name}." for name in layers[-adapt.last :])  # type: ignore[union-attr]
+        if adapt.last > len(layers):
+            raise UserError(
+                f"model.adapt.last: {adapt.last} layers were asked for, but the model has {len(layers)}; use all"
+            )
+        chosen = tuple(f"{name}." for name in layers[-adapt.last :])
         return frozenset(n for n in self.names if n.startswith(chosen))
 
     def layout(self, ids: Tensor, lengths: Tensor) -> Layout:
@@ -269,7 +286,8 @@ class Network:
                 finally:
                     self.module.eval()
         hidden = out.last_hidden_state
-        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.where)
+        flat: Tensor = hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.where)
+        return flat
 
     def _can_pack(self) -> bool:
         """Whether packed and padded rows give this model's texts the same states: tried, not guessed."""
@@ -381,7 +399,12 @@ class Inner:
             theirs: tuple[Tensor | None, ...] = ()
             if encoder:
                 theirs = torch.autograd.grad(
-                    features, list(encoder.values()), ours[0], create_graph=keep, retain_graph=keep or (first and outside), allow_unused=True
+                    features,
+                    list(encoder.values()),
+                    ours[0],
+                    create_graph=keep,
+                    retain_graph=keep or (first and outside),
+                    allow_unused=True,
                 )
         names = [*encoder, *(f"head.{n}" for n in head)]
         olds = [*fast.encoder.values(), *fast.head.values()]

@@ -76,12 +76,20 @@ class OuterLoop:
         for name in names:
             self.params[name].copy_(params[name])
         decayed = sum(params[n].numel() for n in names if params[n].dim() >= 2 and not n.startswith("head."))
-        groups = [(self.flat[:decayed], self.grad[:decayed], settings.weight_decay), (self.flat[decayed:], self.grad[decayed:], 0.0)]
-        self._parts = []
-        for part, grad, decay in groups:
+        groups = [
+            (self.flat[:decayed], self.grad[:decayed], settings.weight_decay),
+            (self.flat[decayed:], self.grad[decayed:], 0.0),
+        ]
+        self._parts = [part for part, _, _ in groups]
+        for part, grad, _ in groups:
             part.grad = grad
-            self._parts.append({"params": [part], "weight_decay": decay})
-        self.optimizer = torch.optim.AdamW(self._parts, lr=settings.lr, betas=(0.9, settings.beta2), eps=settings.eps, foreach=False)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [part], "weight_decay": decay} for part, _, decay in groups],
+            lr=settings.lr,
+            betas=(0.9, settings.beta2),
+            eps=settings.eps,
+            foreach=False,
+        )
         self.step = 0
 
     @staticmethod
@@ -102,7 +110,11 @@ class OuterLoop:
                 self._grads[name].index_add_(0, found.rows, grad)
             else:
                 self._grads[name].add_(grad)
-        self._tail.add_(torch.stack([torch.ones_like(found.query_loss), found.query_loss, torch.full_like(found.query_loss, metric)]))
+        self._tail.add_(
+            torch.stack(
+                [torch.ones_like(found.query_loss), found.query_loss, torch.full_like(found.query_loss, metric)]
+            )
+        )
         return True
 
     def update(self) -> "OuterStep":
@@ -129,7 +141,7 @@ class OuterLoop:
     def state(self) -> Params:
         """Optimizer state by name, for a checkpoint."""
         state = {}
-        for i, part in enumerate(p["params"][0] for p in self._parts):
+        for i, part in enumerate(self._parts):
             for key in ("exp_avg", "exp_avg_sq"):
                 kept = self.optimizer.state.get(part, {}).get(key)
                 state[f"{i}.{key}"] = torch.zeros_like(part) if kept is None else kept
@@ -140,7 +152,7 @@ class OuterLoop:
         self.step = step
         for name, value in params.items():
             self.params[name].copy_(value)
-        for i, part in enumerate(p["params"][0] for p in self._parts):
+        for i, part in enumerate(self._parts):
             self.optimizer.state[part] = {
                 "step": torch.tensor(float(step)),
                 **{key: state[f"{i}.{key}"].to(part.device).clone() for key in ("exp_avg", "exp_avg_sq")},

@@ -77,21 +77,34 @@ class Prepared:
 
     @lru_cache  # noqa: B019 - one for each open corpus, which lives as long as the process
     def _names(self, of: str) -> list[str]:
-        found: list[str] = pa.ipc.open_file(pa.memory_map(str(self.folder / f"{of}.arrow"))).read_all().column(0).to_pylist()
+        found: list[str] = (
+            pa.ipc.open_file(pa.memory_map(str(self.folder / f"{of}.arrow"))).read_all().column(0).to_pylist()
+        )
         return found
 
     def pool(self, split: str) -> Pool:
         """What episodes of `split` are drawn from; raises UserError where the split has no rows."""
         if split not in self.summary["splits"]:
             there = ", ".join(self.summary["splits"])
-            raise UserError(f"tasks.split: no row belongs to the {split} split (splits with rows: {there}); say in tasks.split what it holds")
-        arrays = {n: np.load(self.folder / f"{split}.{n}.npy", mmap_mode="r") for n in ("cell_class", "cell_task", "cell_start", "postings")}
+            raise UserError(
+                f"tasks.split: no row belongs to the {split} split (splits with rows: {there}); say in tasks.split what it holds"
+            )
+        arrays = {
+            n: np.load(self.folder / f"{split}.{n}.npy", mmap_mode="r")
+            for n in ("cell_class", "cell_task", "cell_start", "postings")
+        }
         held = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in ("held_start", "held_class", "held_count")}
         return Pool(split, self._names("classes"), self._names("tasks"), **arrays, **held)
 
 
 def prepare(
-    corpus: Corpus, tasks: Tasks, backbone: Backbone, seed: int, root: Path, on_ray: bool, say: Callable[[str], None] = print
+    corpus: Corpus,
+    tasks: Tasks,
+    backbone: Backbone,
+    seed: int,
+    root: Path,
+    on_ray: bool,
+    say: Callable[[str], None] = print,
 ) -> Prepared:
     """The corpus prepared under `root`, made now if it is not there yet.
 
@@ -108,7 +121,9 @@ def prepare(
         try:
             work = _Encode(str(building / "parts"), tasks, backbone)
             read = _Read(corpus, columns)
-            found = _on_ray(read, work, shards) if on_ray else [work(chunk) for shard in shards for chunk in read(shard)]
+            found = (
+                _on_ray(read, work, shards) if on_ray else [work(chunk) for shard in shards for chunk in read(shard)]
+            )
             _sort(building, found, corpus, tasks.split, seed, [s.name for s in shards])
             shutil.rmtree(building / "parts")
             if not folder.exists():
@@ -206,7 +221,11 @@ class _Encode:
                 faults.append((row.number, fault))
             else:
                 good.append(row)
-        encoded = self.tasks.encode([r.values for r in good], _tokenizer(self.backbone), self.backbone.max_length) if good else []
+        encoded = (
+            self.tasks.encode([r.values for r in good], _tokenizer(self.backbone), self.backbone.max_length)
+            if good
+            else []
+        )
         kept = []
         for row, found in zip(good, encoded, strict=True):
             fault = found.pop("fault", None)
@@ -214,10 +233,22 @@ class _Encode:
                 faults.append((row.number, fault))
                 continue
             origin = row.values.get("split") if "split" in row.values else chunk.split
-            kept.append({**found, "number": row.number, "origin": None if origin is None else str(origin), "task": str(row.values.get("task", ""))})
+            kept.append(
+                {
+                    **found,
+                    "number": row.number,
+                    "origin": None if origin is None else str(origin),
+                    "task": str(row.values.get("task", "")),
+                }
+            )
         if kept:
             columns = {name: [row[name] for row in kept] for name in kept[0] if name != "cut"}
-            table = pa.table({name: pa.array(values, type=_TYPES.get(name, pa.list_(pa.int32()))) for name, values in columns.items()})
+            table = pa.table(
+                {
+                    name: pa.array(values, type=_TYPES.get(name, pa.list_(pa.int32())))
+                    for name, values in columns.items()
+                }
+            )
             _write(table, Path(self.folder) / _part_name(chunk.order, chunk.number))
         return _Part(chunk.order, chunk.number, len(chunk.rows), len(kept), sum(r["cut"] for r in kept), sorted(faults))
 
@@ -244,6 +275,20 @@ def _write(table: pa.Table, path: Path) -> None:
     temporary.replace(path)
 
 
+def calm_ray_data() -> None:
+    """Keeps Ray Data's own progress bars and notices off a run's console, and its blocks in order."""
+    import logging
+
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
 def _on_ray(read: _Read, work: _Encode, shards: list[Shard]) -> list[_Part]:
     """Chunks through Ray Data: shards are read in parallel, and their chunks encoded in parallel."""
     import ray
@@ -266,6 +311,7 @@ def _on_ray(read: _Read, work: _Encode, shards: list[Shard]) -> list[_Part]:
         parts = [work(pickle.loads(c)) for c in batch.column("chunk").to_pylist()]
         return pa.table({"part": pa.array([pickle.dumps(p) for p in parts], type=pa.binary())})
 
+    calm_ray_data()
     try:
         data = ray.data.read_datasource(Chunks(), override_num_blocks=len(shards), num_cpus=0.5)
         data = data.map_batches(encoded, batch_size=1, batch_format="pyarrow", num_cpus=1)
@@ -289,22 +335,29 @@ def _sort(building: Path, parts: list[_Part], corpus: Corpus, split: Split, seed
         raise UserError("corpus: there is no row in it")
     if kept == 0 or set_aside > corpus.bad_rows * total:
         some = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
-        first = next((f"{names[p.order]} row {p.faults[0][0]}" for p in parts if p.faults), "")
+        where = next((f"{names[p.order]} row {p.faults[0][0]}" for p in parts if p.faults), "")
         raise UserError(
             f"corpus.bad_rows: {set_aside} of {total} rows cannot be used, more than the share {corpus.bad_rows} that is allowed: "
-            f"{some} (first: {first}); mend the data, check corpus.columns, or raise corpus.bad_rows"
+            f"{some} (first: {where}); mend the data, check corpus.columns, or raise corpus.bad_rows"
         )
-    tables = [pa.ipc.open_file(pa.memory_map(str(building / "parts" / _part_name(p.order, p.number)))).read_all() for p in parts if p.kept]
-    classes, held, holders = _codes([t.column("classes").chunk(0).flatten() for t in tables], [t.column("classes").chunk(0) for t in tables])
+    tables = [
+        pa.ipc.open_file(pa.memory_map(str(building / "parts" / _part_name(p.order, p.number)))).read_all()
+        for p in parts
+        if p.kept
+    ]
+    held: Ints
+    classes, held, holders = _codes(
+        [t.column("classes").chunk(0).flatten() for t in tables], [t.column("classes").chunk(0) for t in tables]
+    )
     tasks, task, _ = _codes([t.column("task").chunk(0) for t in tables], None)
     origins, origin, _ = _codes([t.column("origin").chunk(0) for t in tables], None)
     held_start = np.concatenate([[0], np.cumsum(holders)])
-    first = np.full(kept, -1, dtype=np.int32)
+    leading = np.full(kept, -1, dtype=np.int32)
     some_class = holders > 0
-    first[some_class] = held[held_start[:-1][some_class]]
-    side = _assigned(split, seed, classes, tasks, origins, first, task, origin)
+    leading[some_class] = held[held_start[:-1][some_class]]
+    side = _assigned(split, seed, classes, tasks, origins, leading, task, origin)
     used = np.flatnonzero(side >= 0)
-    order = used[np.lexsort((used, first[used], task[used], side[used]))]
+    order = used[np.lexsort((used, leading[used], task[used], side[used]))]
     _gather(building, tables, order, held, held_start)
     side, task = side[order], task[order]
     count = holders[order]
@@ -338,7 +391,10 @@ def _quarantine(path: Path, parts: list[_Part], names: list[str]) -> Counter[str
             for number, reason in part.faults:
                 reasons[reason if len(reason) < 60 else reason[:57] + "..."] += 1
                 if named < _NAMED_FAULTS:
-                    out.write(json.dumps({"file": names[part.order], "row": number, "reason": reason}, ensure_ascii=False) + "\n")
+                    out.write(
+                        json.dumps({"file": names[part.order], "row": number, "reason": reason}, ensure_ascii=False)
+                        + "\n"
+                    )
                 named += 1
     return reasons
 
@@ -363,7 +419,14 @@ def _codes(strings: list[pa.Array], lists: list[pa.Array] | None) -> tuple[list[
 
 
 def _assigned(
-    split: Split, seed: int, classes: list[str], tasks: list[str], origins: list[str], first: Ints, task: Ints, origin: Ints
+    split: Split,
+    seed: int,
+    classes: list[str],
+    tasks: list[str],
+    origins: list[str],
+    first: Ints,
+    task: Ints,
+    origin: Ints,
 ) -> npt.NDArray[np.int8]:
     """The split of each row: 0 train, 1 validation, 2 test, -1 none."""
     side = np.full(len(first), -1, dtype=np.int8)
@@ -372,7 +435,9 @@ def _assigned(
         for i, name in enumerate(SPLITS):
             for value in split.values(name):
                 if value not in place:
-                    raise UserError(f"tasks.split.{name}: column {split.column!r} never holds {value!r} (it holds: {', '.join(origins[:10])})")
+                    raise UserError(
+                        f"tasks.split.{name}: column {split.column!r} never holds {value!r} (it holds: {', '.join(origins[:10])})"
+                    )
                 side[origin == place[value]] = i
         return side
     filed = bool(origins)
@@ -386,7 +451,9 @@ def _assigned(
     for name in SPLITS:
         for value in split.values(name):
             if value not in free:
-                raise UserError(f"tasks.split.{name}: no {split.of} of the corpus is called {value!r} (there are: {', '.join(free[:10])}{', ...' if len(free) > 10 else ''})")
+                raise UserError(
+                    f"tasks.split.{name}: no {split.of} of the corpus is called {value!r} (there are: {', '.join(free[:10])}{', ...' if len(free) > 10 else ''})"
+                )
             if listed.count(value) > 1:
                 raise UserError(f"tasks.split: {split.of} {value!r} is listed twice; a {split.of} belongs to one split")
     left = [u for u in free if u not in set(listed)]
@@ -398,7 +465,11 @@ def _assigned(
         chosen = split.values(name)
         if isinstance(value, int):
             if value > len(left):
-                raise UserError(f"tasks.split.{name}: {value} {split.of}es were asked for, but {len(left)} of {len(free)} are left; lower it".replace("taskes", "tasks"))
+                raise UserError(
+                    f"tasks.split.{name}: {value} {split.of}es were asked for, but {len(left)} of {len(free)} are left; lower it".replace(
+                        "taskes", "tasks"
+                    )
+                )
             chosen, left = left[:value], left[value:]
         side[np.isin(unit, [place[c] for c in chosen])] = i
     if given and split.train is None and not filed:
@@ -410,7 +481,8 @@ def _ranges(values: Ints, starts: Ints, counts: Ints) -> Ints:
     """`values[s : s + c]` for each start and count, end to end."""
     ends = np.cumsum(counts)
     inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return values[np.repeat(starts, counts) + inside]
+    found: Ints = values[np.repeat(starts, counts) + inside]
+    return found
 
 
 def _gather(building: Path, tables: list[pa.Table], order: Ints, held: Ints, held_start: Ints) -> None:
@@ -442,7 +514,9 @@ def _gather(building: Path, tables: list[pa.Table], order: Ints, held: Ints, hel
                 stops = np.cumsum(count)
                 inside = np.arange(len(piece)) - np.repeat(stops - count, count)
                 out[np.repeat(ends[mine] - count, count) + inside] = piece
-            columns[name] = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), type=pa.int32()), pa.array(out))
+            columns[name] = pa.ListArray.from_arrays(
+                pa.array(np.concatenate([[0], ends]), type=pa.int32()), pa.array(out)
+            )
         count = held_start[rows + 1] - held_start[rows]
         offsets = pa.array(np.concatenate([[0], np.cumsum(count)]), type=pa.int32())
         columns["classes"] = pa.ListArray.from_arrays(offsets, pa.array(_ranges(held, held_start[rows], count)))
@@ -456,7 +530,11 @@ def _cells(building: Path, name: str, rows: Ints, count: Ints, at: Ints, held: I
     owner = task[holder]
     order = np.lexsort((holder, owner, cls))
     holder, cls, owner = holder[order], cls[order], owner[order]
-    new = np.concatenate([[True], (cls[1:] != cls[:-1]) | (owner[1:] != owner[:-1])]) if len(cls) else np.zeros(0, dtype=bool)
+    new = (
+        np.concatenate([[True], (cls[1:] != cls[:-1]) | (owner[1:] != owner[:-1])])
+        if len(cls)
+        else np.zeros(0, dtype=bool)
+    )
     starts = np.flatnonzero(new)
     np.save(building / f"{name}.cell_class.npy", cls[starts].astype(np.int32))
     np.save(building / f"{name}.cell_task.npy", owner[starts].astype(np.int32))
@@ -469,11 +547,17 @@ def _account(prepared: Prepared) -> list[str]:
     """What a user should know of a prepared corpus, a line each."""
     summary = prepared.summary
     lines = [
-        "corpus: " + ", ".join(f"{name} {s['rows']} rows, {s['classes']} classes, {s['tasks']} tasks" for name, s in summary["splits"].items())
+        "corpus: "
+        + ", ".join(
+            f"{name} {s['rows']} rows, {s['classes']} classes, {s['tasks']} tasks"
+            for name, s in summary["splits"].items()
+        )
     ]
     if summary["set_aside"]:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in list(summary["reasons"].items())[:3])
-        lines.append(f"{summary['set_aside']} bad rows were set aside ({reasons}); they are named in {prepared.folder / 'quarantine.jsonl'}")
+        lines.append(
+            f"{summary['set_aside']} bad rows were set aside ({reasons}); they are named in {prepared.folder / 'quarantine.jsonl'}"
+        )
     if summary["cut"]:
         lines.append(f"{summary['cut']} texts were cut at model.max_length tokens")
     if summary["in_no_split"]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from raymeta.episodes import Drawn, Episode, Pool
-from raymeta.prepare import Prepared
+from raymeta.prepare import Prepared, calm_ray_data
 from raymeta.tasks import Choices, Tasks
 
 _BLOCK_EPISODES = 32
@@ -38,7 +38,9 @@ class Source:
         """Episode `number`, a pure function of the source and the number."""
         prepared, _, _ = _opened(self)
         drawn = self.drawn(number)
-        support, query = (self.tasks.examples(prepared.take(rows), rows, drawn.classes) for rows in (drawn.support, drawn.query))
+        support, query = (
+            self.tasks.examples(prepared.take(rows), rows, drawn.classes) for rows in (drawn.support, drawn.query)
+        )
         return Episode(number, self.split, drawn.classes, support, query)
 
     def check(self) -> Choices:
@@ -61,7 +63,9 @@ def share(first: int, count: int, rank: int, workers: int) -> range:
     return range(first + rank, first + count, workers)
 
 
-def steps(source: Source, start: int, stop: int, tasks_per_step: int, rank: int = 0, workers: int = 1, on_ray: bool = False) -> Iterator[list[Episode]]:
+def steps(
+    source: Source, start: int, stop: int, tasks_per_step: int, rank: int = 0, workers: int = 1, on_ray: bool = False
+) -> Iterator[list[Episode]]:
     """For each step from `start` up to `stop` (counted from 0), this worker's episodes.
 
     With `on_ray`, Ray Data draws them ahead in another process, while this one computes.
@@ -87,7 +91,6 @@ def rows(source: Source, numbers: list[int]) -> pa.Table:
 def _dataset(source: Source, start: int, stop: int, tasks_per_step: int, rank: int, workers: int) -> Any:
     """This worker's episodes in order, as a Ray dataset whose blocks are drawn when they are due."""
     import ray
-    from ray.data import ExecutionOptions
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -108,13 +111,17 @@ def _dataset(source: Source, start: int, stop: int, tasks_per_step: int, rank: i
             tasks = []
             for at in range(start, stop, task):
                 last = min(at + task, stop)
-                meta = BlockMetadata(num_rows=(last - at) * each, size_bytes=(last - at) * each * 16_000, input_files=None, exec_stats=None)
+                meta = BlockMetadata(
+                    num_rows=(last - at) * each,
+                    size_bytes=(last - at) * each * 16_000,
+                    input_files=None,
+                    exec_stats=None,
+                )
                 tasks.append(ReadTask(lambda a=at, b=last: blocks(a, b), meta))
             return tasks
 
     source_of_blocks = Episodes()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options = ExecutionOptions(preserve_order=True)
-    return ray.data.read_datasource(source_of_blocks, num_cpus=0, concurrency=1, override_num_blocks=len(source_of_blocks.get_read_tasks(1)))
+    calm_ray_data()
+    return ray.data.read_datasource(
+        source_of_blocks, num_cpus=0, concurrency=1, override_num_blocks=len(source_of_blocks.get_read_tasks(1))
+    )

@@ -44,9 +44,15 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
     """One outer step as a line for the console."""
-    numbers = [f"{name.removeprefix('query_').replace('_', ' ')} {row[name]:.3f}" for name in row if name.startswith("query_")]
+    numbers = [
+        f"{name.removeprefix('query_').replace('_', ' ')} {row[name]:.3f}" for name in row if name.startswith("query_")
+    ]
     left = "" if eta_s is None else f"  eta {_duration(eta_s)}"
-    return f"step {row['step']}/{steps}  query " + "  ".join(numbers) + f"  grad {row['grad_norm']:.2f}  {row['tasks_per_s']:.1f} tasks/s{left}"
+    return (
+        f"step {row['step']}/{steps}  query "
+        + "  ".join(numbers)
+        + f"  grad {row['grad_norm']:.2f}  {row['tasks_per_s']:.1f} tasks/s{left}"
+    )
 
 
 def validation_line(row: dict[str, Any], metric: str) -> str:
@@ -64,7 +70,9 @@ def _duration(seconds: float) -> str:
 class Follow:
     """Prints a run's progress from its metrics file while its workers write it, wherever they are."""
 
-    def __init__(self, path: Path, steps: int, metric: str, say: Callable[[str], None] = print, every_s: float = 5.0) -> None:
+    def __init__(
+        self, path: Path, steps: int, metric: str, say: Callable[[str], None] = print, every_s: float = 5.0
+    ) -> None:
         self.path, self.steps, self.metric, self.say, self.every_s = path, steps, metric, say, every_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -77,7 +85,9 @@ class Follow:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._done.set()
         self._thread.join()
         self._look()

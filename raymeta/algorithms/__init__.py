@@ -5,7 +5,6 @@ An algorithm is one file here, or a user's own (`kind: my_module:MyAlgorithm`). 
 
 from abc import abstractmethod
 
-
 from raymeta.component import Component
 from raymeta.hypergradient import MetaStep
 from raymeta.model import Fast, Inner, Params

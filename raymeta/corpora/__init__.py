@@ -100,7 +100,9 @@ class Corpus(Component, family="raymeta.corpora", noun="corpus"):
             there = self.names(shard)
             for role, column in wanted.items():
                 if isinstance(column, str) and column not in there:
-                    setting = f"tasks.split.column: {column!r}" if role == "split" else f"corpus.columns: {role}: {column!r}"
+                    setting = (
+                        f"tasks.split.column: {column!r}" if role == "split" else f"corpus.columns: {role}: {column!r}"
+                    )
                     raise UserError(
                         f"{setting} is not a column of {shard.name}{did_you_mean(column, there)} (columns: {', '.join(there) or 'none'})"
                     )

@@ -41,7 +41,9 @@ class Files(Corpus):
         if isinstance(path, dict):
             for name in path:
                 if name not in SPLITS:
-                    raise ValueError(f"{name!r} is not a split{did_you_mean(name, SPLITS)} (splits: {', '.join(SPLITS)})")
+                    raise ValueError(
+                        f"{name!r} is not a split{did_you_mean(name, SPLITS)} (splits: {', '.join(SPLITS)})"
+                    )
         return path
 
     def shards(self) -> list[Shard]:
@@ -104,7 +106,9 @@ class Files(Corpus):
                 if isinstance(row, dict):
                     keys.update(dict.fromkeys(row))
         if not keys:
-            raise UserError(f"corpus.path: {shard.name} has no JSON object in its first lines; write one a line, or set corpus.format")
+            raise UserError(
+                f"corpus.path: {shard.name} has no JSON object in its first lines; write one a line, or set corpus.format"
+            )
         return list(keys)
 
     def rows(self, shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
@@ -130,7 +134,9 @@ def _by_ending(name: str) -> str:
     suffixes = PurePosixPath(name).suffixes
     ending = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".bz2", ".zst") else (suffixes or [""])[-1]
     if ending not in _ENDINGS:
-        raise UserError(f"corpus.path: {name} has no ending that tells its format ({', '.join(_ENDINGS)}); set corpus.format")
+        raise UserError(
+            f"corpus.path: {name} has no ending that tells its format ({', '.join(_ENDINGS)}); set corpus.format"
+        )
     return _ENDINGS[ending]
 
 
@@ -140,7 +146,9 @@ def _opened(place: str) -> tuple[Any, str]:
         try:
             fs, path = pafs.FileSystem.from_uri(place)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise UserError(f"corpus.path: {place} is not a path or URI that pyarrow.fs opens: {_first_line(error)}") from error
+            raise UserError(
+                f"corpus.path: {place} is not a path or URI that pyarrow.fs opens: {_first_line(error)}"
+            ) from error
         return fs, path
     return pafs.LocalFileSystem(), os.path.abspath(place)
 
@@ -164,7 +172,11 @@ def _expanded(path: str, kind: str) -> list[str]:
         return [name if "://" in name else inside]
     root = name.split("://")[0] + "://" if "://" in name else ""
     files = sorted(i.path for i in fs.get_file_info(pafs.FileSelector(inside, recursive=True)) if i.is_file)
-    known = [f for f in files if kind != "auto" or (PurePosixPath(f).suffix in _ENDINGS and not PurePosixPath(f).name.startswith((".", "_")))]
+    known = [
+        f
+        for f in files
+        if kind != "auto" or (PurePosixPath(f).suffix in _ENDINGS and not PurePosixPath(f).name.startswith((".", "_")))
+    ]
     if not known:
         raise UserError(f"corpus.path: the folder {name} holds no file with a known ending ({', '.join(_ENDINGS)})")
     return [root + f for f in known]
@@ -175,7 +187,9 @@ def _parquet(name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, filesystem=fs)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"corpus.path: {name} is not readable as Parquet: {_first_line(error)}; write it again, or set corpus.format") from error
+        raise UserError(
+            f"corpus.path: {name} is not readable as Parquet: {_first_line(error)}; write it again, or set corpus.format"
+        ) from error
 
 
 def _first_bytes(shard: Shard) -> None:
@@ -190,7 +204,9 @@ def _first_bytes(shard: Shard) -> None:
         raise UserError(f"corpus.path: {shard.name} is empty")
     if b"\x00" in head:
         guess = "UTF-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "binary"
-        raise UserError(f"corpus.path: {shard.name} is not UTF-8 text (it looks {guess}); convert it (iconv -t UTF-8), or set corpus.format")
+        raise UserError(
+            f"corpus.path: {shard.name} is not UTF-8 text (it looks {guess}); convert it (iconv -t UTF-8), or set corpus.format"
+        )
 
 
 def _lines(place: str) -> io.TextIOWrapper:
@@ -213,7 +229,9 @@ def _parquet_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
             groups.append(group)
             rows += file.metadata.row_group(group).num_rows
         number = shard.first_row
-        for batch in file.iter_batches(batch_size=2048, row_groups=groups, columns=[str(c) for c in dict.fromkeys(columns.values())]):
+        for batch in file.iter_batches(
+            batch_size=2048, row_groups=groups, columns=[str(c) for c in dict.fromkeys(columns.values())]
+        ):
             values = {role: batch.column(str(column)).to_pylist() for role, column in columns.items()}
             for i in range(batch.num_rows):
                 yield Row(number, {role: v[i] for role, v in values.items()})
@@ -256,7 +274,9 @@ def _conll_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
     place = {role: column if isinstance(column, int) else default.get(role) for role, column in columns.items()}
     missing = [role for role, column in place.items() if column is None]
     if missing:
-        raise UserError(f"corpus.columns: CoNLL files have numbered columns; give {missing[0]} a number, or leave it out")
+        raise UserError(
+            f"corpus.columns: CoNLL files have numbered columns; give {missing[0]} a number, or leave it out"
+        )
     need = max(c + 1 if c >= 0 else -c for c in place.values() if c is not None)
     values: dict[str, list[str]] = {role: [] for role in place}
     start, fault = 0, None

@@ -53,9 +53,13 @@ class Hub(Corpus):
         there = self._there()
         for ours, theirs in self.splits.items():
             if ours not in SPLITS:
-                raise UserError(f"corpus.splits: {ours!r} is not a split{did_you_mean(ours, SPLITS)} (splits: {', '.join(SPLITS)})")
+                raise UserError(
+                    f"corpus.splits: {ours!r} is not a split{did_you_mean(ours, SPLITS)} (splits: {', '.join(SPLITS)})"
+                )
             if theirs not in there and "splits" in self.model_fields_set:
-                raise UserError(f"corpus.splits: {self.name} has no split {theirs!r}{did_you_mean(theirs, there)} (splits: {', '.join(there)})")
+                raise UserError(
+                    f"corpus.splits: {self.name} has no split {theirs!r}{did_you_mean(theirs, there)} (splits: {', '.join(there)})"
+                )
         found = [(ours, theirs) for ours, theirs in self.splits.items() if theirs in there]
         return [Shard(f"{self.name}[{theirs}]", theirs, ours, 0, i) for i, (ours, theirs) in enumerate(found)]
 

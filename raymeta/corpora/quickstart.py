@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+(?:[.,:]\d+)*(?:'\w+)?|[^\w\s]")
 class Quickstart(Corpus):
     """A shipped corpus: `entities` (tokens, tags, task) or `intents` (text, label, task)."""
 
-    columns: dict[str, str | int] = Field(default_factory=lambda: {"task": "task"})
+    columns: dict[str, str | int] = Field({"task": "task"})
     """Role -> column; the roles are as they should be."""
     part: Literal["entities", "intents"] = "entities"
     """`entities`: 16 domains of 45 sentences, 5 entity types each; `intents`: 6 domains of 6 intents, 16 texts each."""

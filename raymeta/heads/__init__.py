@@ -24,7 +24,9 @@ class Head(Component, family="raymeta.heads", noun="head"):
         """Meta-parameters of the head, by name; each name starts with `head.`."""
 
     @abstractmethod
-    def start(self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+    def start(
+        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
+    ) -> dict[str, Tensor]:
         """A task's own `weight` [outputs, hidden] and `bias` [outputs], differentiable in `params` and `features`."""
 
     def shaped(self, features: Tensor, params: dict[str, Tensor]) -> Tensor:

@@ -33,7 +33,9 @@ class Prototype(Head):
     def shaped(self, features: Tensor, params: dict[str, Tensor]) -> Tensor:
         return F.normalize(features, dim=-1, eps=1e-6) if self.normalize else features
 
-    def start(self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+    def start(
+        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
+    ) -> dict[str, Tensor]:
         assert features is not None
         member = F.one_hot(targets, outputs).to(features.dtype)
         counts = member.sum(0)

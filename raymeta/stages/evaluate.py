@@ -20,12 +20,22 @@ from raymeta.prepare import prepare
 from raymeta.stream import Source, share
 from raymeta.workers import Workers
 
-ROWS = {"metrics": "meta-trained", "untrained": "not meta-trained, adapted alike", "prototype": "frozen nearest prototype"}
+ROWS = {
+    "metrics": "meta-trained",
+    "untrained": "not meta-trained, adapted alike",
+    "prototype": "frozen nearest prototype",
+}
 """The rows of an evaluation: their names in evaluation.json, and in the table."""
 
 
 def scores(
-    network: Network, algorithm: Algorithm, params: Params, source: Source, episodes: int, inner_steps: int | None, workers: Workers
+    network: Network,
+    algorithm: Algorithm,
+    params: Params,
+    source: Source,
+    episodes: int,
+    inner_steps: int | None,
+    workers: Workers,
 ) -> list[dict[str, float]]:
     """The metrics of episodes 0 ... episodes - 1 of `source`, each adapted from `params`; every worker gets all of them."""
     mine = []
@@ -36,7 +46,10 @@ def scores(
             fast = algorithm.adapt(inner, inner.localised(params), steps=inner_steps)
             outputs = inner.query_outputs(fast)
         mine.append((number, source.tasks.score(outputs.cpu(), episode.query, episode.classes)))
-    return [found for _, found in sorted((pair for part in workers.gathered(mine) for pair in part), key=lambda pair: pair[0])]
+    return [
+        found
+        for _, found in sorted((pair for part in workers.gathered(mine) for pair in part), key=lambda pair: pair[0])
+    ]
 
 
 def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
@@ -49,10 +62,22 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evaluation.json"
     known = read(path)
-    asked = {"settings": run.evaluate.model_dump(mode="json"), "checkpoint": str(start.folder), "sha256": start.state["sha256"]["params.safetensors"]}
+    asked = {
+        "settings": run.evaluate.model_dump(mode="json"),
+        "checkpoint": str(start.folder),
+        "sha256": start.state["sha256"]["params.safetensors"],
+    }
     if known and known.get("asked") == asked:
         return known
-    prepared = prepare(run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process, say=lambda _: None)
+    prepared = prepare(
+        run.corpus,
+        run.tasks,
+        run.model,
+        run.seed,
+        run.root / "prepared",
+        on_ray=not run.cluster.in_process,
+        say=lambda _: None,
+    )
     for shots in run.evaluate.shots or (None,):
         Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
     payload = {
@@ -107,7 +132,9 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
     if workers.first:
         path = Path(payload["folder"]) / "evaluation.json"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**settings[0], "settings": settings, "asked": payload["asked"]}, indent=1), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({**settings[0], "settings": settings, "asked": payload["asked"]}, indent=1), encoding="utf-8"
+        )
         temporary.replace(path)
 
 
@@ -123,7 +150,11 @@ def table(evaluation: dict[str, Any], kilo_shot: bool = False) -> str:
     blocks = []
     for found in evaluation["settings"]:
         names = list(found["metrics"])
-        shots = f"{found['shots']}~{2 * found['shots']}" if kilo_shot and isinstance(found["shots"], int) else f"{found['shots']}"
+        shots = (
+            f"{found['shots']}~{2 * found['shots']}"
+            if kilo_shot and isinstance(found["shots"], int)
+            else f"{found['shots']}"
+        )
         head = f"{found['split']}: {found['episodes']} episodes, {found['ways']}-way {shots}-shot; mean ± 95 % interval, in %"
         cells = [["", *names]]
         for row, label in ROWS.items():
@@ -134,4 +165,7 @@ def table(evaluation: dict[str, Any], kilo_shot: bool = False) -> str:
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    return [
+        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]

@@ -56,11 +56,15 @@ def metatrain(run: Run) -> Result:
     connect(run.cluster)
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process)
+    prepared = prepare(
+        run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process
+    )
     for split in ("train", "validation") if run.validation.every else ("train",):
         left_out = Source(str(prepared.folder), run.tasks, split, run.seed).check().left_out
         if left_out:
-            print(f"{split}: {len(left_out)} classes have too few examples for an episode and are not drawn: {', '.join(sorted(left_out)[:5])}")
+            print(
+                f"{split}: {len(left_out)} classes have too few examples for an episode and are not drawn: {', '.join(sorted(left_out)[:5])}"
+            )
     (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")
     payload = {"run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder)}
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.tasks.metric):
@@ -86,7 +90,9 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         if workers.first:
             print(f"going on from step {start.step}")
     track = Track(folder / "metrics.jsonl", outer.step) if workers.first else None
-    stream = steps(source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray)
+    stream = steps(
+        source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray
+    )
     began = time.perf_counter()
     for episodes in stream:
         waited = time.perf_counter() - began
@@ -114,16 +120,26 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
             improved, best = found_best is not best, found_best
         if workers.first and (outer.step % run.save.every == 0 or improved or last):
             state = {"best": best, "metric": run.tasks.metric}
-            checkpoint.save(folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep)
+            checkpoint.save(
+                folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep
+            )
         began = time.perf_counter()
 
 
 def _validate(
-    run: Run, network: Network, outer: OuterLoop, prepared: str, workers: Workers, track: Track | None, best: dict[str, Any] | None
+    run: Run,
+    network: Network,
+    outer: OuterLoop,
+    prepared: str,
+    workers: Workers,
+    track: Track | None,
+    best: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Scores the validation episodes, and gives what is best now: {"step", metric} of this step or the one before."""
     source = Source(prepared, run.tasks, "validation", run.seed)
-    found = scores(network, run.algorithm, outer.params, source, run.validation.episodes, run.validation.inner_steps, workers)
+    found = scores(
+        network, run.algorithm, outer.params, source, run.validation.episodes, run.validation.inner_steps, workers
+    )
     metric = run.tasks.metric
     means = estimates(found)
     if best is None or means[metric].mean > best[metric]:

@@ -54,7 +54,9 @@ class Split(Section):
         for name in SPLITS:
             value = getattr(self, name)
             if self.column and isinstance(value, int):
-                raise ValueError(f"{name}: with `column` give the value(s) of column {self.column!r}, not a number ({value})")
+                raise ValueError(
+                    f"{name}: with `column` give the value(s) of column {self.column!r}, not a number ({value})"
+                )
             if not self.column and isinstance(value, str):
                 raise ValueError(f"{name}: without `column` give a number or a list of names, not {value!r}")
             if isinstance(value, int) and value < 1:

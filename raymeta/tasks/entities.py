@@ -61,7 +61,9 @@ class Entities(Tasks):
         before, after = _specials(tokenizer)
         room = max_length - len(before) - len(after)
         for i, row in enumerate(rows):
-            ids, first = _one_piece_a_word(found["input_ids"][i], found.word_ids(i), len(words[i]), tokenizer.unk_token_id)
+            ids, first = _one_piece_a_word(
+                found["input_ids"][i], found.word_ids(i), len(words[i]), tokenizer.unk_token_id
+            )
             kept = sum(1 for f in first if f < room)
             types, codes = _spans_to_codes([str(t) for t in row["tags"]][:kept])
             counts = [0] * len(types)
@@ -95,7 +97,14 @@ class Entities(Tasks):
         return Drawn(tuple(pool.classes[c] for c in classes), sides[0], sides[1])
 
     def _greedy(
-        self, pool: Pool, classes: Ints, wanted: set[int], task: int | None, need: int, used: set[int], rng: np.random.Generator
+        self,
+        pool: Pool,
+        classes: Ints,
+        wanted: set[int],
+        task: int | None,
+        need: int,
+        used: set[int],
+        rng: np.random.Generator,
     ) -> list[int] | None:
         """Rows that hold `need` to 2 `need` mentions of each class, none in `used`; None if they cannot be found."""
         have = dict.fromkeys(wanted, 0)
@@ -159,7 +168,7 @@ class Entities(Tasks):
         return tags
 
     def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
-        gold = examples.extra["tags"].split(examples.extra["words"].tolist())
+        gold = torch.split(examples.extra["tags"], examples.extra["words"].tolist())
         return entity_scores(self.predicted_tags(logits, examples), [g.tolist() for g in gold], len(classes))
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
@@ -204,7 +213,9 @@ def _specials(tokenizer: Any) -> tuple[list[int], list[int]]:
     return list(ids[: inside[0]]), list(ids[inside[-1] + 1 :])
 
 
-def _one_piece_a_word(ids: list[int], owners: list[int | None], words: int, unknown: int) -> tuple[list[int], list[int]]:
+def _one_piece_a_word(
+    ids: list[int], owners: list[int | None], words: int, unknown: int
+) -> tuple[list[int], list[int]]:
     """Token ids in which each word has at least one piece, and the place of each word's first piece."""
     pieces: list[list[int]] = [[] for _ in range(words)]
     for token, owner in zip(ids, owners, strict=True):

@@ -4,10 +4,13 @@ A checkpoint is written under a temporary name and renamed when it is complete. 
 file: one that does not match is said, and the checkpoint before it is used.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,31 @@ def load(folder: Path) -> Checkpoint:
         if _checksum(path) != expected:
             raise UserError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
     return Checkpoint(folder, state)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder, made if need be, to one process; raises UserError while another one works on it.
+
+    The lock goes with the process, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: another raymeta ({file.read().strip()}) is working on this run; wait until it is done, or end it"
+            ) from error
+        except OSError as error:
+            print(
+                f"{folder}: this file system cannot lock a file ({error}); take care not to start the run twice at once"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
 
 
 def _checksum(path: Path) -> str:

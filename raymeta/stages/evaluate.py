@@ -57,10 +57,7 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
 
     Several `evaluate.shots` are measured in turn: the first is the file's own, and all are under `settings`.
     """
-    connect(run.cluster)
-    folder = run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "evaluation.json"
+    path = run.folder / "evaluation.json"
     known = read(path)
     asked = {
         "settings": run.evaluate.model_dump(mode="json"),
@@ -69,22 +66,24 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
     }
     if known and known.get("asked") == asked:
         return known
-    prepared = prepare(
-        run.corpus,
-        run.tasks,
-        run.model,
-        run.seed,
-        run.root / "prepared",
-        on_ray=not run.cluster.in_process,
-        say=lambda _: None,
-    )
-    for shots in run.evaluate.shots or (None,):
-        Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
-    payload = {
-        "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder),
-        "checkpoint": str(start.folder), "asked": asked,
-    }  # fmt: skip
-    launch(_measure, payload, run.cluster, folder)
+    with checkpoint.locked(run.folder):
+        connect(run.cluster)
+        prepared = prepare(
+            run.corpus,
+            run.tasks,
+            run.model,
+            run.seed,
+            run.root / "prepared",
+            on_ray=not run.cluster.in_process,
+            say=lambda _: None,
+        )
+        for shots in run.evaluate.shots or (None,):
+            Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
+        payload = {
+            "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": str(prepared.folder),
+            "checkpoint": str(start.folder), "asked": asked,
+        }  # fmt: skip
+        launch(_measure, payload, run.cluster, run.folder)
     found = read(path)
     assert found is not None
     return found

@@ -53,9 +53,16 @@ def metatrain(run: Run) -> Result:
     if done:
         print(f"meta-training is done: {done.last.folder}")
         return done
-    connect(run.cluster)
-    folder = run.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    with checkpoint.locked(run.folder):
+        connect(run.cluster)
+        _launch(run, run.folder)
+    result = finished(run)
+    if result is None:
+        raise RuntimeError(f"meta-training ended before its last step; see {run.folder}")
+    return result
+
+
+def _launch(run: Run, folder: Path) -> None:
     prepared = prepare(
         run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process
     )
@@ -69,10 +76,6 @@ def metatrain(run: Run) -> Result:
     payload = {"run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder)}
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.tasks.metric):
         launch(_train, payload, run.cluster, folder)
-    result = finished(run)
-    if result is None:
-        raise RuntimeError(f"meta-training ended before its last step; see {folder}")
-    return result
 
 
 def _train(payload: dict[str, Any], workers: Workers) -> None:

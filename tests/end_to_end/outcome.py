@@ -1,0 +1,32 @@
+"""What two runs are compared by."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymeta.stages.metatrain import Result
+from raymeta.track import rows
+
+
+def same_bytes(one: Result, other: Result) -> bool:
+    """Whether two runs left the same parameters, bit for bit."""
+    files = [(r.last.folder / "params.safetensors").read_bytes() for r in (one, other)]
+    return files[0] == files[1]
+
+
+def furthest(one: Result, other: Result) -> float:
+    """The largest difference of any parameter."""
+    ours, theirs = one.last.params(), other.last.params()
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
+
+
+def moved(result: Result, first: dict[str, torch.Tensor]) -> float:
+    """How far any parameter is from where it began, at most."""
+    return max(float((p - first[n]).abs().max()) for n, p in result.last.params().items())
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics without those that tell the time."""
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows(folder / "metrics.jsonl")]

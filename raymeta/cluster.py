@@ -1,5 +1,6 @@
 """Where a run runs: a profile (in this process, on this machine's cores, on a cluster's GPUs), and how to start on it."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field
 
+from raymeta import yaml12
 from raymeta.component import Section
 from raymeta.errors import UserError, did_you_mean
 from raymeta.workers import Workers
@@ -62,13 +63,7 @@ def profile_values(name: str) -> dict[str, Any]:
         raise UserError(
             f"cluster: no profile {name!r}{did_you_mean(name, known)} (profiles: {', '.join(known)}; or a path to a YAML file)"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"cluster: {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"cluster: {path} is not a mapping of settings")
-    return values
+    return yaml12.read(path, "cluster")
 
 
 def connect(profile: Profile) -> None:
@@ -82,6 +77,8 @@ def connect(profile: Profile) -> None:
     import ray
 
     if not ray.is_initialized():
+        # a cluster on this host asks for a token, as is Ray's default; that it does is no news to a run's reader
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         need = profile.workers * profile.cpus_per_worker
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
@@ -212,4 +209,4 @@ def _on_worker(config: dict[str, Any]) -> None:
 def explained() -> Iterator[tuple[str, str]]:
     """Each profile's name and what it says of itself."""
     for name, path in profiles().items():
-        yield name, str((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("description", ""))
+        yield name, str(yaml12.read(path, "cluster").get("description", ""))

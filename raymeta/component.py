@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from raymeta.errors import did_you_mean
+from raymeta.errors import did_you_mean, first_line
 
 
 def _mistake(message: str) -> PydanticCustomError:
@@ -36,11 +36,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_known_settings(cls, value: Any) -> Any:
+        known = ", ".join(cls.model_fields)
         if isinstance(value, dict):
             for key in value:
                 if key not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
                     raise _mistake(f"unknown setting {key!r}{did_you_mean(key, cls.model_fields)} (settings: {known})")
+        elif not isinstance(value, cls):
+            raise PydanticCustomError("wanted", "{wanted}", {"wanted": f"a mapping of settings ({known})"})
         return value
 
 
@@ -49,11 +51,13 @@ class Component(Section):
 
     family: ClassVar[str] = ""
     noun: ClassVar[str] = "component"
+    usual: ClassVar[str] = ""
 
-    def __init_subclass__(cls, family: str = "", noun: str = "", **kwargs: Any) -> None:
+    def __init_subclass__(cls, family: str = "", noun: str = "", usual: str = "", **kwargs: Any) -> None:
+        """family: the package of its kinds; noun: what a message calls it; usual: the kind of a mapping that has none."""
         super().__init_subclass__(**kwargs)
         if family:
-            cls.family, cls.noun = family, noun or cls.__name__.lower()
+            cls.family, cls.noun, cls.usual = family, noun or cls.__name__.lower(), usual
 
     @property
     def kind(self) -> str:
@@ -75,10 +79,15 @@ class Component(Section):
             module_name, _, class_name = kind.partition(":")
             try:
                 found = getattr(importlib.import_module(module_name), class_name)
-            except (ImportError, AttributeError) as error:
-                raise _mistake(f"no {cls.noun} of kind {kind!r}: {error}") from error
+            except (ImportError, AttributeError, ValueError) as error:
+                raise _mistake(
+                    f"no {cls.noun} of kind {kind!r}: {first_line(error)}; write module:Class of an installed module, "
+                    "or of one in the folder where raymeta is started"
+                ) from error
             if not (isinstance(found, type) and issubclass(found, cls)):
-                raise _mistake(f"{kind!r} is not a {cls.__name__}: derive it from {cls.__module__}.{cls.__name__}")
+                raise _mistake(
+                    f"{kind!r} is no kind of {cls.noun}; derive its class from {cls.__module__}.{cls.__name__}"
+                )
             return found
         kinds = cls.kinds()
         if kind not in kinds:
@@ -102,11 +111,11 @@ class Component(Section):
             return handler(value)
         if isinstance(value, str):
             value = {"kind": value}
-        if not isinstance(value, dict) or "kind" not in value:
+        if not isinstance(value, dict) or not (value.get("kind") or cls.usual):
             raise _mistake(
-                f"give a {cls.noun} as a mapping with a kind (kinds: {', '.join(cls.kinds())}), not {value!r}"
+                f"give a kind of {cls.noun}, or a mapping with a kind (kinds: {', '.join(cls.kinds())}), not {value!r}"
             )
-        member = cls.member(str(value["kind"]))
+        member = cls.member(str(value.get("kind") or cls.usual))
         return member.model_validate({k: v for k, v in value.items() if k != "kind"})
 
     @model_serializer(mode="wrap")

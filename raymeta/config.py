@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from raymeta import yaml12
 from raymeta.algorithms import Algorithm
 from raymeta.cluster import Profile, profile_values
 from raymeta.component import Section
 from raymeta.corpora import Corpus
-from raymeta.errors import UserError, did_you_mean
+from raymeta.errors import UserError, did_you_mean, expanded, told
 from raymeta.model import Backbone
 from raymeta.outer import Outer
 from raymeta.tasks import Range, Tasks
@@ -35,7 +34,7 @@ class Validation(Section):
 class Evaluate(Section):
     """How a finished model is measured on held-out classes."""
 
-    split: str = Field("test", pattern="^(train|validation|test)$")
+    split: Literal["train", "validation", "test"] = "test"
     """Whose episodes."""
     episodes: int = Field(600, ge=2)
     """Episodes: a fixed, seeded set."""
@@ -47,7 +46,7 @@ class Evaluate(Section):
     """Query examples a class; absent: as in training."""
     inner_steps: int | None = Field(None, ge=0)
     """Inner steps; absent: as in training."""
-    classes_from: str | None = Field(None, pattern="^(all|task)$")
+    classes_from: Literal["all", "task"] | None = None
     """Whether an episode's classes come from one task or from the whole split; absent: as in training."""
 
     @field_validator("shots", mode="before")
@@ -75,7 +74,7 @@ class Save(Section):
 class Run(Section):
     """Everything that a run needs to know."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str
     """What the run is called; its folder is `storage/name-<hash of its settings>`."""
     description: str = ""
     """One line for `raymeta ls recipes`."""
@@ -87,7 +86,7 @@ class Run(Section):
     """Where rows come from."""
     tasks: SerializeAsAny[Tasks]
     """What a task is."""
-    algorithm: SerializeAsAny[Algorithm] = Field(default_factory=lambda: Algorithm.model_validate("maml"))
+    algorithm: SerializeAsAny[Algorithm] = Field(default_factory=lambda: Algorithm.model_validate({}))
     """How a task is learned, and how learning is learned."""
     outer: Outer = Outer()
     """How meta-parameters move."""
@@ -106,6 +105,13 @@ class Run(Section):
     @classmethod
     def _named_profile(cls, value: Any) -> Any:
         return profile_values(value) if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"{value!r} cannot name a folder; use letters, digits, dots, dashes and underscores")
+        return value
 
     @field_validator("storage")
     @classmethod
@@ -129,14 +135,7 @@ class Run(Section):
     def load(cls, where: str, *overrides: str) -> Self:
         """The run in a YAML file or of a recipe's name, with `key.sub=value` overrides; raises UserError."""
         path = recipe_path(where)
-        try:
-            values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error}") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{path} is not a mapping of settings")
+        values = yaml12.read(path)
         values.setdefault("name", path.stem)
         for override in overrides:
             _override(values, override)
@@ -148,13 +147,11 @@ class Run(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("\n".join(_told(error))) from error
+            raise UserError("\n".join(told(error))) from error
 
     def yaml(self) -> str:
         """Every setting, defaults included, as YAML that `load` reads."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
-        )
+        return yaml12.dump(self.model_dump(mode="json"))
 
     def hash(self) -> str:
         """Eight hex digits that change with every setting that training depends on."""
@@ -167,7 +164,7 @@ class Run(Section):
     @property
     def root(self) -> Path:
         """The storage folder, expanded."""
-        return Path(os.path.expandvars(self.storage)).expanduser().absolute()
+        return Path(expanded(self.storage, "storage")).absolute()
 
     @property
     def folder(self) -> Path:
@@ -194,7 +191,7 @@ def recipes() -> dict[str, Path]:
 
 def recipe_path(where: str) -> Path:
     """The YAML file that a path or a recipe's name stands for; raises UserError."""
-    path = Path(os.path.expandvars(where)).expanduser()
+    path = Path(expanded(where, "RUN"))
     if path.is_dir() and (path / "run.yaml").is_file():
         return path / "run.yaml"
     if path.is_file():
@@ -207,26 +204,14 @@ def recipe_path(where: str) -> Path:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: 3e-4 is a number."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise UserError(f"{override!r} is not an override; write key.sub=value")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {text!r} is not a YAML value: {error}") from error
+        value = yaml12.parse(text)
+    except ValueError as error:
+        raise UserError(f"{key}: {text!r} is not a YAML value: {error}; put quotes around text") from error
     *above, last = key.split(".")
     place = values
     for part in above:
@@ -242,30 +227,3 @@ def _override(values: dict[str, Any], override: str) -> None:
         place[part] = inner
         place = inner
     place[last] = value
-
-
-def _told(error: ValidationError, prefix: tuple[str | int, ...] = ()) -> list[str]:
-    """One line for each mistake: the setting's dotted name, and what is wrong with its value."""
-    lines = []
-    for mistake in error.errors():
-        inner = mistake.get("ctx", {}).get("error")
-        place = (*prefix, *(p for p in mistake["loc"] if not (isinstance(p, str) and ("[" in p or p in _UNION_NAMES))))
-        if isinstance(inner, ValidationError):
-            lines += _told(inner, place)
-            continue
-        name = ".".join(str(p) for p in place)
-        message = str(inner) if inner is not None else mistake["msg"]
-        if mistake["type"] == "missing":
-            message = "is missing, and has no default"
-        given = mistake.get("input")
-        shown = mistake["type"] not in ("setting", "value_error", "missing") and not isinstance(
-            given, (dict, BaseModel)
-        )
-        line = f"{name}: {message}" + (f" (given: {given!r})" if shown else "")
-        line = line.removeprefix(": ")
-        if line not in lines:
-            lines.append(line)
-    return lines
-
-
-_UNION_NAMES = frozenset({"str", "int", "Last", "tuple", "is-instance"})

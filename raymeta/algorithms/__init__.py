@@ -10,7 +10,7 @@ from raymeta.hypergradient import MetaStep
 from raymeta.model import Fast, Inner, Params
 
 
-class Algorithm(Component, family="raymeta.algorithms", noun="algorithm"):
+class Algorithm(Component, family="raymeta.algorithms", noun="algorithm", usual="maml"):
     """A meta-learning algorithm."""
 
     @property

@@ -21,7 +21,10 @@ from raymeta.errors import UserError
 def _range(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
-    if isinstance(value, (list, tuple)) and len(value) == 2 and not value[0] <= value[1]:
+    whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not whole or len(value) != 2:
+        raise ValueError(f"give a whole number, or [low, high], not {list(value) if whole else value!r}")
+    if value[0] > value[1]:
         raise ValueError(f"a range goes from low to high, not {list(value)}")
     return value
 

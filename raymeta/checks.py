@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import yaml
-
+from raymeta import yaml12
 from raymeta.algorithms import Algorithm
 from raymeta.cluster import explained
 from raymeta.component import Component
@@ -46,8 +45,8 @@ def changed_settings(run: Run) -> Iterator[str]:
     if not earlier:
         return
     newest = max(earlier, key=lambda p: (p / "run.yaml").stat().st_mtime)
-    before = _flat(yaml.safe_load((newest / "run.yaml").read_text(encoding="utf-8")))
-    now = _flat(yaml.safe_load(run.yaml()))
+    before = _flat(yaml12.read(newest / "run.yaml"))
+    now = _flat(yaml12.parse(run.yaml()))
     keys = [
         k
         for k in {**before, **now}
@@ -77,7 +76,7 @@ def _kinds(family: type[Component]) -> Callable[[], Iterator[tuple[str, str]]]:
 
 def _recipes() -> Iterator[tuple[str, str]]:
     for name, path in recipes().items():
-        yield name, str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", ""))
+        yield name, str(yaml12.read(path).get("description", ""))
 
 
 def _runs() -> Iterator[tuple[str, str]]:

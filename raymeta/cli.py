@@ -91,6 +91,14 @@ def _load(run: str, overrides: list[str] | None, tell: bool = True):  # type: ig
     from raymeta.config import Run
 
     loaded = Run.load(run, *(overrides or []))
+    try:
+        loaded.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"storage: {loaded.root} cannot be made a folder ({error.strerror}); name another place"
+        ) from error
+    if not os.access(loaded.root, os.W_OK):
+        raise UserError(f"storage: {loaded.root} may not be written to; name another place")
     if tell:
         from raymeta.checks import changed_settings
 
@@ -112,6 +120,8 @@ def main() -> None:
     """Runs the command line; a user's mistake is one message and exit status 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that `kind: my_module:MyClass` finds a file beside the run
     try:
         app()
     except UserError as error:

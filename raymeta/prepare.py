@@ -23,11 +23,11 @@ import pyarrow as pa
 
 from raymeta.corpora import Corpus, Row, Shard
 from raymeta.episodes import SPLITS, Ints, Pool
-from raymeta.errors import UserError
+from raymeta.errors import UserError, did_you_mean
 from raymeta.model import Backbone
 from raymeta.tasks import Split, Tasks
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 2048
 """Rows that one task encodes."""
 _FILE_ROWS = 1 << 16
@@ -87,7 +87,8 @@ class Prepared:
         if split not in self.summary["splits"]:
             there = ", ".join(self.summary["splits"])
             raise UserError(
-                f"tasks.split: no row belongs to the {split} split (splits with rows: {there}); say in tasks.split what it holds"
+                f"tasks.split: no row belongs to the {split} split (splits with rows: {there or 'none'}); say in tasks.split what it holds"
+                + (", or set validation.every to 0" if split == "validation" else "")
             )
         arrays = {
             n: np.load(self.folder / f"{split}.{n}.npy", mmap_mode="r")
@@ -355,7 +356,7 @@ def _sort(building: Path, parts: list[_Part], corpus: Corpus, split: Split, seed
     leading = np.full(kept, -1, dtype=np.int32)
     some_class = holders > 0
     leading[some_class] = held[held_start[:-1][some_class]]
-    side = _assigned(split, seed, classes, tasks, origins, leading, task, origin)
+    side = _assigned(split, seed, classes, tasks, origins, held, held_start, task, origin)
     used = np.flatnonzero(side >= 0)
     order = used[np.lexsort((used, leading[used], task[used], side[used]))]
     _gather(building, tables, order, held, held_start)
@@ -377,7 +378,7 @@ def _sort(building: Path, parts: list[_Part], corpus: Corpus, split: Split, seed
         _write(pa.table({"name": pa.array(values, type=pa.string())}), building / f"{name}.arrow")
     summary = {
         "version": _VERSION, "rows": len(order), "splits": splits, "set_aside": set_aside, "reasons": dict(reasons.most_common(20)),
-        "cut": sum(p.cut for p in parts), "in_no_split": kept - len(order),
+        "cut": sum(p.cut for p in parts), "in_no_split": kept - len(order), "shared": _shared(building, splits),
     }  # fmt: skip
     (building / "index.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
@@ -385,7 +386,7 @@ def _sort(building: Path, parts: list[_Part], corpus: Corpus, split: Split, seed
 def _quarantine(path: Path, parts: list[_Part], names: list[str]) -> Counter[str]:
     """Writes file, row and reason of bad rows, and counts the reasons."""
     reasons: Counter[str] = Counter()
-    with path.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
         named = 0
         for part in parts:
             for number, reason in part.faults:
@@ -424,12 +425,13 @@ def _assigned(
     classes: list[str],
     tasks: list[str],
     origins: list[str],
-    first: Ints,
+    held: Ints,
+    held_start: Ints,
     task: Ints,
     origin: Ints,
 ) -> npt.NDArray[np.int8]:
-    """The split of each row: 0 train, 1 validation, 2 test, -1 none."""
-    side = np.full(len(first), -1, dtype=np.int8)
+    """The split of each row: 0 train, 1 validation, 2 test, -1 none (so too where its classes belong to different ones)."""
+    side = np.full(len(task), -1, dtype=np.int8)
     if split.column:
         place = {v: i for i, v in enumerate(origins)}
         for i, name in enumerate(SPLITS):
@@ -444,37 +446,56 @@ def _assigned(
     for i, name in enumerate(SPLITS):
         if name in origins:
             side[origin == origins.index(name)] = i
-    unit, units = (first, classes) if split.of == "class" else (task, tasks)
-    pool = np.unique(unit[(side == 0) if filed else (side == -1)])
-    free = [units[u] for u in pool if u >= 0]
+    if all(getattr(split, name) is None for name in SPLITS):
+        return side
+    free = side == 0 if filed else np.ones(len(side), dtype=bool)  # the rows to be shared out
+    if split.of == "task":
+        side_of = _shares(split, seed, tasks, np.unique(task[free]), filed)
+        side[free] = side_of[task[free]]
+        return side
+    count = np.diff(held_start)
+    side_of = _shares(split, seed, classes, np.unique(held[np.repeat(free, count)]), filed)
+    some = np.flatnonzero(count)
+    found = side_of[held]
+    low, high = (f.reduceat(found, held_start[some]) if len(some) else found for f in (np.minimum, np.maximum))
+    of_row = np.full(len(side), -1, dtype=np.int8)
+    of_row[some] = np.where(low == high, low, -1)
+    side[free] = of_row[free]
+    return side
+
+
+def _shares(split: Split, seed: int, names: list[str], there: Ints, filed: bool) -> npt.NDArray[np.int8]:
+    """The split of each class or task in `names` (-1: none), of which those at the places `there` are shared out."""
+    free = [names[u] for u in there]
     listed = [v for name in SPLITS for v in split.values(name)]
     for name in SPLITS:
         for value in split.values(name):
             if value not in free:
+                where = "training file" if filed else "corpus"
                 raise UserError(
-                    f"tasks.split.{name}: no {split.of} of the corpus is called {value!r} (there are: {', '.join(free[:10])}{', ...' if len(free) > 10 else ''})"
+                    f"tasks.split.{name}: no {split.of} of the {where} is called {value!r}{did_you_mean(value, free)} "
+                    f"(there are: {', '.join(free[:10])}{', ...' if len(free) > 10 else ''})"
                 )
             if listed.count(value) > 1:
                 raise UserError(f"tasks.split: {split.of} {value!r} is listed twice; a {split.of} belongs to one split")
     left = [u for u in free if u not in set(listed)]
     left = [left[i] for i in np.random.Generator(np.random.Philox(seed)).permutation(len(left))]
-    place = {u: i for i, u in enumerate(units)}
-    given = [(i, name) for i, name in enumerate(SPLITS) if getattr(split, name) is not None]
-    for i, name in given:
+    plural = {"class": "classes", "task": "tasks"}[split.of]
+    place = {name: i for i, name in enumerate(names)}
+    side_of = np.full(len(names), -1, dtype=np.int8)
+    for i, name in enumerate(SPLITS):
         value = getattr(split, name)
         chosen = split.values(name)
         if isinstance(value, int):
             if value > len(left):
                 raise UserError(
-                    f"tasks.split.{name}: {value} {split.of}es were asked for, but {len(left)} of {len(free)} are left; lower it".replace(
-                        "taskes", "tasks"
-                    )
+                    f"tasks.split.{name}: {value} {plural} were asked for, but of the {len(free)} there are {len(left)} left; lower it"
                 )
             chosen, left = left[:value], left[value:]
-        side[np.isin(unit, [place[c] for c in chosen])] = i
-    if given and split.train is None and not filed:
-        side[np.isin(unit, [place[u] for u in left])] = 0
-    return side
+        side_of[[place[c] for c in chosen]] = i
+    if split.train is None:
+        side_of[[place[u] for u in left]] = 0
+    return side_of
 
 
 def _ranges(values: Ints, starts: Ints, counts: Ints) -> Ints:
@@ -543,6 +564,13 @@ def _cells(building: Path, name: str, rows: Ints, count: Ints, at: Ints, held: I
     return {"classes": len(np.unique(cls)), "tasks": len(np.unique(task[rows]))}
 
 
+def _shared(building: Path, splits: dict[str, Any]) -> dict[str, int]:
+    """How many classes of the validation and test splits are in the train split as well."""
+    classes = {name: set(np.load(building / f"{name}.cell_class.npy").tolist()) for name in splits}
+    train = classes.pop("train", set())
+    return {name: len(there & train) for name, there in classes.items() if there & train}
+
+
 def _account(prepared: Prepared) -> list[str]:
     """What a user should know of a prepared corpus, a line each."""
     summary = prepared.summary
@@ -553,6 +581,10 @@ def _account(prepared: Prepared) -> list[str]:
             for name, s in summary["splits"].items()
         )
     ]
+    for name, shared in summary["shared"].items():
+        lines.append(
+            f"{shared} of the {summary['splits'][name]['classes']} classes of the {name} split are also in the train split"
+        )
     if summary["set_aside"]:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in list(summary["reasons"].items())[:3])
         lines.append(

@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -15,7 +17,7 @@ from pydantic import field_validator
 
 from raymeta.corpora import Corpus, Row, Shard
 from raymeta.episodes import SPLITS
-from raymeta.errors import UserError, did_you_mean
+from raymeta.errors import UserError, did_you_mean, expanded, first_line
 
 _ENDINGS = {
     ".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
@@ -123,16 +125,19 @@ class Files(Corpus):
             else:
                 yield from _conll_rows(shard, columns)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"corpus.path: {shard.name} could not be read to its end: {_first_line(error)}") from error
+            raise UserError(f"corpus.path: {shard.name} could not be read to its end: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _ending(name: str) -> str:
+    """What a file's name ends in, without the ending of a compression and a URI's query."""
+    suffixes = PurePosixPath(name.partition("?")[0] if "://" in name else name).suffixes
+    if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst"):
+        suffixes.pop()
+    return suffixes[-1].lower() if suffixes else ""
 
 
 def _by_ending(name: str) -> str:
-    suffixes = PurePosixPath(name).suffixes
-    ending = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".bz2", ".zst") else (suffixes or [""])[-1]
+    ending = _ending(name)
     if ending not in _ENDINGS:
         raise UserError(
             f"corpus.path: {name} has no ending that tells its format ({', '.join(_ENDINGS)}); set corpus.format"
@@ -147,7 +152,7 @@ def _opened(place: str) -> tuple[Any, str]:
             fs, path = pafs.FileSystem.from_uri(place)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise UserError(
-                f"corpus.path: {place} is not a path or URI that pyarrow.fs opens: {_first_line(error)}"
+                f"corpus.path: {place} is not a path or URI that pyarrow.fs opens: {first_line(error)}"
             ) from error
         return fs, path
     return pafs.LocalFileSystem(), os.path.abspath(place)
@@ -155,31 +160,27 @@ def _opened(place: str) -> tuple[Any, str]:
 
 def _expanded(path: str, kind: str) -> list[str]:
     """The files that a path stands for; raises UserError where there are none."""
-    name = os.path.expanduser(os.path.expandvars(path))
-    if "$" in name:
-        variable = name[name.index("$") + 1 :].split("/")[0].strip("{}")
-        raise UserError(f"corpus.path: {path} needs the environment variable {variable}, which is not set")
+    name = expanded(path, "corpus.path")
     fs, inside = _opened(name)
     try:
         info = fs.get_file_info(inside)
     except OSError as error:
-        raise UserError(f"corpus.path: {name} could not be looked up: {_first_line(error)}") from error
+        raise UserError(f"corpus.path: {name} could not be looked up: {first_line(error)}") from error
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"corpus.path: there is no file or folder {name}")
+        raise UserError(f"corpus.path: there is no file or folder {name}" + ("" if name == inside else f" ({inside})"))
     if info.type == pafs.FileType.File:
         if kind == "auto":
             _by_ending(name)
         return [name if "://" in name else inside]
-    root = name.split("://")[0] + "://" if "://" in name else ""
     files = sorted(i.path for i in fs.get_file_info(pafs.FileSelector(inside, recursive=True)) if i.is_file)
-    known = [
-        f
-        for f in files
-        if kind != "auto" or (PurePosixPath(f).suffix in _ENDINGS and not PurePosixPath(f).name.startswith((".", "_")))
-    ]
+    hidden = [any(part.startswith((".", "_")) for part in PurePosixPath(f[len(inside) :]).parts) for f in files]
+    known = [f for f, h in zip(files, hidden, strict=True) if not h and (kind != "auto" or _ending(f) in _ENDINGS)]
     if not known:
         raise UserError(f"corpus.path: the folder {name} holds no file with a known ending ({', '.join(_ENDINGS)})")
-    return [root + f for f in known]
+    if "://" not in name:
+        return known
+    scheme, query = name.split("://")[0], name.partition("?")[2]
+    return [f"{scheme}://{quote(f)}" + (f"?{query}" if query else "") for f in known]
 
 
 def _parquet(name: str) -> pq.ParquetFile:
@@ -188,7 +189,7 @@ def _parquet(name: str) -> pq.ParquetFile:
         return pq.ParquetFile(path, filesystem=fs)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"corpus.path: {name} is not readable as Parquet: {_first_line(error)}; write it again, or set corpus.format"
+            f"corpus.path: {name} is not readable as Parquet: {first_line(error)}; write it again, or set corpus.format"
         ) from error
 
 
@@ -199,9 +200,9 @@ def _first_bytes(shard: Shard) -> None:
         with fs.open_input_stream(path, compression="detect") as stream:
             head = stream.read(4096)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"corpus.path: {shard.name} could not be read: {_first_line(error)}") from error
+        raise UserError(f"corpus.path: {shard.name} could not be read: {first_line(error)}") from error
     if not head:
-        raise UserError(f"corpus.path: {shard.name} is empty")
+        raise UserError(f"corpus.path: {shard.name} is empty; write it again, or leave it out")
     if b"\x00" in head:
         guess = "UTF-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "binary"
         raise UserError(
@@ -217,7 +218,7 @@ def _lines(place: str) -> io.TextIOWrapper:
 
 
 def _delimiter(name: str) -> str:
-    return "\t" if ".tsv" in PurePosixPath(name).suffixes else ","
+    return "\t" if _ending(name) == ".tsv" else ","
 
 
 def _parquet_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
@@ -246,7 +247,7 @@ def _json_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield Row(number, {}, f"not JSON: {_first_line(error)}")
+                yield Row(number, {}, f"not JSON: {first_line(error)}")
                 continue
             if not isinstance(row, dict):
                 yield Row(number, {}, f"a JSON {type(row).__name__}, not an object")
@@ -257,7 +258,7 @@ def _json_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
 def _csv_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
     with _lines(shard.place) as lines:
-        reader = csv.DictReader(lines, delimiter=_delimiter(shard.name))
+        reader = csv.DictReader(lines, delimiter=_delimiter(shard.name), strict=True)
         while True:
             try:
                 row = next(reader)
@@ -267,6 +268,9 @@ def _csv_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
                 yield Row(reader.line_num, {}, f"not CSV: {error}")
                 continue
             yield Row(reader.line_num, {role: row.get(str(column)) for role, column in columns.items()})
+
+
+_OUTSIDE_OR_IN = re.compile(r"O$|[BIESLUM]-.")
 
 
 def _conll_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
@@ -282,8 +286,10 @@ def _conll_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
     start, fault = 0, None
     with _lines(shard.place) as lines:
         for number, line in enumerate(lines, start=1):
-            cells = line.split()
-            if cells and cells[0] != "-DOCSTART-":
+            cells = re.split(r"[ \t]+", line.strip(" \t\r\n"))  # other white space can be a token
+            if not start and cells[0] == "#" and not _OUTSIDE_OR_IN.match(cells[-1]):
+                continue  # a comment before a sentence: `# id 7`
+            if cells != [""] and cells[0] != "-DOCSTART-":
                 start = start or number
                 if len(cells) < need or len(cells) < 2:
                     fault = fault or f"line {number} has {len(cells)} columns, not {max(need, 2)}"

@@ -1,14 +1,14 @@
 """Rows from a dataset of the Hugging Face hub, or from a local folder that `datasets` loads."""
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from raymeta.corpora import Corpus, Row, Shard
 from raymeta.episodes import SPLITS
-from raymeta.errors import UserError, did_you_mean
+from raymeta.errors import UserError, did_you_mean, expanded, first_line
 
 
 class Hub(Corpus):
@@ -23,16 +23,19 @@ class Hub(Corpus):
     splits: dict[str, str] = Field(default_factory=lambda: {s: s for s in SPLITS})
     """Our split -> the dataset's; those that it lacks are skipped. `{train: train}` alone suits `tasks.split`."""
 
+    def _place(self) -> str:
+        return expanded(self.name, "corpus.name")
+
     def _dataset(self, split: str) -> Any:
         from datasets import load_dataset
 
         try:
-            name = os.path.expanduser(os.path.expandvars(self.name))
-            return load_dataset(name, self.config, split=split, revision=self.revision, streaming=True)
+            return load_dataset(self._place(), self.config, split=split, revision=self.revision, streaming=True)
+        except UserError:
+            raise
         except Exception as error:  # the library raises kinds of its own for each way to fail
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"corpus.name: dataset {self.name!r} could not be loaded: {first}. Without a network, download it elsewhere "
+                f"corpus.name: dataset {self.name!r} could not be loaded: {first_line(error)}. Without a network, download it elsewhere "
                 "and give a local folder here, or its files to a corpus of kind files"
             ) from error
 
@@ -40,12 +43,12 @@ class Hub(Corpus):
         from datasets import get_dataset_split_names
 
         try:
-            name = os.path.expanduser(os.path.expandvars(self.name))
-            return list(get_dataset_split_names(name, self.config, revision=self.revision))
+            return list(get_dataset_split_names(self._place(), self.config, revision=self.revision))
+        except UserError:
+            raise
         except Exception as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"corpus.name: dataset {self.name!r} could not be found: {first}. Without a network, download it elsewhere "
+                f"corpus.name: dataset {self.name!r} could not be found: {first_line(error)}. Without a network, download it elsewhere "
                 "(`hf download --repo-type dataset`) and give the local folder here, or its files to a corpus of kind files"
             ) from error
 
@@ -68,13 +71,19 @@ class Hub(Corpus):
         return list(dataset.column_names or next(iter(dataset), {}))
 
     def fingerprint(self) -> str:
-        return f"{self.name}:{self.config}:{self.revision}:{self.splits}"
+        folder = Path(self._place())
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        seen = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
+        return "\n".join([f"{self.name}:{self.config}:{self.revision}:{self.splits}", *seen])
 
     def rows(self, shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
         dataset = self._dataset(shard.place)
         namers = {role: _namer((dataset.features or {}).get(str(column))) for role, column in columns.items()}
-        for number, row in enumerate(dataset):
-            yield Row(number, {role: namers[role](row.get(str(column))) for role, column in columns.items()})
+        try:
+            for number, row in enumerate(dataset):
+                yield Row(number, {role: namers[role](row.get(str(column))) for role, column in columns.items()})
+        except Exception as error:
+            raise UserError(f"corpus.name: {shard.name} could not be read to its end: {first_line(error)}") from error
 
 
 def _namer(feature: Any) -> Any:

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from raymeta.component import Section
 from raymeta.episodes import Episode, Examples
-from raymeta.errors import UserError, did_you_mean
+from raymeta.errors import UserError, did_you_mean, expanded, first_line
 from raymeta.heads import Head
 
 Params = dict[str, Tensor]
@@ -61,21 +61,29 @@ class Backbone(Section):
 
     def path(self) -> str:
         """The folder or hub id that `name` stands for; raises UserError where a package or folder is missing."""
-        name = os.path.expanduser(os.path.expandvars(self.name))
+        name = expanded(self.name, "model.name")
         if name.startswith("package:"):
-            return _inside_package(name.removeprefix("package:"))
-        if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+            name = _inside_package(name.removeprefix("package:"))
+        elif (name.startswith(("/", ".")) or name.count("/") > 1) and not Path(name).is_dir():
             raise UserError(f"model.name: there is no folder {name!r}; give a folder with a config.json, or a hub id")
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise UserError(f"model.name: the folder {name!r} has no config.json; give one that save_pretrained wrote")
         return name
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; raises UserError where it cannot be loaded."""
         from transformers import AutoTokenizer
 
-        return _loaded(
-            self.name,
-            lambda: AutoTokenizer.from_pretrained(self.path(), use_fast=True, clean_up_tokenization_spaces=False),
+        path = self.path()
+        found = _loaded(
+            f"the tokenizer of {self.name!r}",
+            lambda: AutoTokenizer.from_pretrained(path, use_fast=True, clean_up_tokenization_spaces=False),
         )
+        if len(found) <= len(found.all_special_ids):  # what transformers makes up where a tokenizer's files are missing
+            raise UserError(
+                f"model.name: {self.name!r} has no tokenizer; put its files (tokenizer.json) beside config.json"
+            )
+        return found
 
     def load(self, outputs: int, seed: int = 0, second_order: bool = True) -> "Network":
         """The model, ready to adapt; `outputs` is the size of the largest head."""
@@ -83,7 +91,7 @@ class Backbone(Section):
 
         path = self.path()
         extra = {"trust_remote_code": self.trust_remote_code}
-        config = _loaded(self.name, lambda: AutoConfig.from_pretrained(path, **extra))
+        config = _loaded(f"the model {self.name!r}", lambda: AutoConfig.from_pretrained(path, **extra))
         for key in (
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
@@ -98,9 +106,11 @@ class Backbone(Section):
         attention = "eager" if second_order else "sdpa"
         keywords = {**extra, "config": config, "attn_implementation": attention, "dtype": torch.float32}
         try:
-            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords))
+            module = _loaded(
+                f"the model {self.name!r}", lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords)
+            )
         except TypeError:  # not every architecture has a pooler to leave out
-            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
+            module = _loaded(f"the model {self.name!r}", lambda: AutoModel.from_pretrained(path, **keywords))
         return Network(self, module, outputs, seed, self._pooling(path))
 
     def _pooling(self, path: str) -> str:
@@ -115,6 +125,8 @@ class Backbone(Section):
 def _inside_package(place: str) -> str:
     package, _, inner = place.partition("/")
     package = package.replace("-", "_")
+    if not package.isidentifier():
+        raise UserError(f"model.name: 'package:{place}' names no package; write package:NAME/PATH")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -128,18 +140,21 @@ def _inside_package(place: str) -> str:
     return str(folder)
 
 
-def _loaded(name: str, load: Any) -> Any:
+def _loaded(what: str, load: Any) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make each library raise kinds of its own
+        if isinstance(error, TypeError) and "add_pooling_layer" in str(error):
+            raise
         raise UserError(
-            f"model.name: {name!r} could not be loaded: {first} Give a folder with config.json, weights and tokenizer, a "
-            "`package:NAME/PATH`, or a hub id (with a network, or with the files in the hub's cache)"
+            f"model.name: {what} could not be loaded: {first_line(error)}. Give a folder with config.json, weights and tokenizer, "
+            "a `package:NAME/PATH`, or a hub id (with a network, or with the files in the hub's cache)"
         ) from error
 
 

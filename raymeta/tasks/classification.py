@@ -35,8 +35,8 @@ class Classification(Tasks):
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         found = tokenizer([row["text"] for row in rows], truncation=True, max_length=max_length, return_length=False)
         return [
-            {"ids": ids, "classes": [str(row["label"])], "counts": [1], "cut": len(ids) >= max_length}
-            for row, ids in zip(rows, found["input_ids"], strict=True)
+            {"ids": ids, "classes": [str(row["label"])], "counts": [1], "cut": bool(whole.overflowing)}
+            for row, ids, whole in zip(rows, found["input_ids"], found.encodings, strict=True)
         ]
 
     def class_need(self, shots: int) -> int:

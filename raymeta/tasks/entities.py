@@ -13,6 +13,8 @@ from raymeta.metrics import entity_scores
 from raymeta.tasks import Tasks, Texts
 
 _TRIES = 2000
+_PREFIXES = "BIESLUM"
+"""Of tags: begin, inside, end, single; BILOU's last and unit; BMES's middle."""
 
 
 class Entities(Tasks):
@@ -48,7 +50,9 @@ class Entities(Tasks):
         for tag in tags:
             if not isinstance(tag, str):
                 return f"tag {tag!r} is not a string"
-            if tag != "O" and (len(tag) > 1 and tag[1] == "-") and (tag[0] not in "BIESLU" or len(tag) < 3):
+            if not tag.strip():
+                return "a tag is empty"
+            if tag[1:2] == "-" and (tag[0] not in _PREFIXES or len(tag) < 3):
                 return f"tag {tag!r} is not O, B-, I-, E- or S- and a type"
         if not all(isinstance(t, str) for t in tokens):
             return "a token is not a string"
@@ -232,7 +236,7 @@ def _one_piece_a_word(
 def _spans_to_codes(tags: list[str]) -> tuple[list[str], list[int]]:
     """Types in order of appearance, and BIO codes: 0 outside, 2i+1 first word, 2i+2 later word of type i.
 
-    Reads BIO, IO and BIOES (BILOU) alike: an entity starts at B-, S- or U-, or where the type changes, or after O.
+    Reads BIO, IO and BIOES (BILOU, BMES) alike: an entity starts at B-, S- or U-, or where the type changes, or after O.
     A tag without a prefix is a type in IO.
     """
     types: list[str] = []

@@ -74,6 +74,14 @@ def run_file(folder: Path, model: str, kind: str = "intents") -> Path:
 
 def told(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit status and standard error of `raymeta` with these arguments, in this process."""
+    status, _, message = command(arguments, monkeypatch, capsys)
+    return status, message
+
+
+def command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `raymeta` with these arguments, in this process."""
     monkeypatch.setattr("sys.argv", ["raymeta", *arguments])
     capsys.readouterr()
     status = 0
@@ -81,7 +89,8 @@ def told(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         main()
     except SystemExit as stop:
         status = int(stop.code or 0)
-    return status, capsys.readouterr().err
+    said = capsys.readouterr()
+    return status, said.out, said.err
 
 
 def assert_told(

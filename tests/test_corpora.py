@@ -118,6 +118,7 @@ def test_csv_goes_on_after_a_row_that_is_not_csv(tmp_path):
     (tmp_path / "rows.csv").write_text('text,label\n"shut" too soon,b\nfine,a\n')
     found = read(Files(path=str(tmp_path / "rows.csv")), ("text", "label"))
     assert "not CSV" in str(found[0].fault)
+    assert [row.number for row in found] == [2, 3]
     assert found[1].values == {"text": "fine", "label": "a"}
 
 

@@ -103,7 +103,7 @@ class Files(Corpus):
             for line, _ in zip(lines, range(100), strict=False):
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(row, dict):
                     keys.update(dict.fromkeys(row))
@@ -265,7 +265,7 @@ def _csv_rows(shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(reader.line_num, {}, f"not CSV: {error}")
+                yield Row(reader.reader.line_num, {}, f"not CSV: {error}")
                 continue
             yield Row(reader.line_num, {role: row.get(str(column)) for role, column in columns.items()})
 

@@ -60,8 +60,9 @@ def save(
     state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
     """
     folder = root / f"step_{step:06d}"
-    building = root / f".building-{folder.name}-{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
+    for left in root.glob(".*-step_*"):  # by a process that was ended
+        shutil.rmtree(left, ignore_errors=True)
+    building = root / f".building-{folder.name}"
     building.mkdir(parents=True)
     for name, tensors in (("params", params), ("outer", outer)):
         save_file(
@@ -72,19 +73,32 @@ def save(
     whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}
     _write_synced(building / "state.json", json.dumps(whole, indent=1))
     if folder.exists():
-        shutil.rmtree(folder)
+        _remove(folder)
     building.rename(folder)
     best = (state.get("best") or {}).get("step")
-    complete = sorted(p for p in root.glob("step_*") if (p / "state.json").is_file())
+    complete = [p for p in _by_step(root) if (p / "state.json").is_file()]
     for old in complete[:-keep]:
         if old != folder and old.name != f"step_{best or 0:06d}":
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return Checkpoint(folder, whole)
+
+
+def _by_step(root: Path) -> list[Path]:
+    """The folders of checkpoints, oldest first; by number, since a million has a digit more."""
+    found = {int(p.name.removeprefix("step_")): p for p in root.glob("step_*") if p.name[5:].isdigit()}
+    return [found[step] for step in sorted(found)]
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint: first its name, at once, then its files."""
+    doomed = folder.with_name(f".removed-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def newest(root: Path, say: Any = print) -> Checkpoint | None:
     """The newest complete checkpoint under `root` whose files match their checksums, or None."""
-    for folder in sorted(root.glob("step_*"), reverse=True):
+    for folder in reversed(_by_step(root)):
         try:
             return load(folder)
         except UserError as error:
@@ -96,12 +110,13 @@ def load(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`; raises UserError where it is incomplete or damaged."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        sums = state["sha256"]
-    except FileNotFoundError as error:
+        sums = dict(state["sha256"])
+        int(state["step"])
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{folder} is not a checkpoint: it has no state.json; give a folder like .../checkpoints/step_000100"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {folder} is damaged: its state.json cannot be read ({error})") from error
     for name, expected in sums.items():
         path = folder / name

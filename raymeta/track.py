@@ -32,7 +32,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a metrics file."""
     found = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
@@ -77,11 +77,14 @@ class Follow:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._place, self._rest = 0, ""
+        self._before: set[int] = set()
         self._last_said = self._last_step = 0.0
         self._pace: float | None = None
 
     def __enter__(self) -> Self:
-        self._place = self.path.stat().st_size if self.path.exists() else 0
+        if self.path.exists():
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            self._place, self._before = len(text.encode()), {hash(line) for line in text.split("\n")}
         self._thread.start()
         return self
 
@@ -100,14 +103,16 @@ class Follow:
         if not self.path.exists():
             return
         size = self.path.stat().st_size
-        if size < self._place:  # a resumed run dropped rows
+        if size < self._place:  # a resumed run dropped rows; those that stay were said before
             self._place, self._rest = 0, ""
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open(encoding="utf-8", errors="replace") as file:
             file.seek(self._place)
             text = file.read()
             self._place = file.tell()
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
+            if hash(line) in self._before:
+                continue
             try:
                 row = json.loads(line)
             except ValueError:

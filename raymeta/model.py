@@ -1,21 +1,18 @@
-"""A transformers encoder made safe to differentiate twice, and the loss of one task as a function of its parameters.
+"""A transformers encoder made safe to differentiate twice.
 
-`Backbone` is the settings; `Network` is the loaded model as pure functions of a dictionary of parameters; `Inner` binds
-it to one episode. Parameters are never written into the model: adapted ones are passed along.
-
-Texts are packed several to a row where the model allows (it is tried when the model loads): positions start anew with
-each text and a block-diagonal mask keeps texts apart, so little work is spent on padding.
+`Backbone` is the settings; `Network` is the loaded model as a pure function of its parameters, which are passed along and
+never written into it. What a model can do (pack several texts into a row, serve several tasks at once, start from a
+middle layer) is tried when it loads and compared with its plain forward, not guessed from its name.
 """
 
+import copy
 import importlib.util
 import inspect
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
@@ -23,11 +20,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raymeta.component import Section
-from raymeta.episodes import Episode, Examples
 from raymeta.errors import UserError, did_you_mean, expanded, first_line
 from raymeta.heads import Head
+from raymeta.layers import History, Params, TaskLinear, Weights, swap
+from raymeta.layout import Layout, packed, padded
 
-Params = dict[str, Tensor]
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop",
+)  # fmt: skip
+_LAST_NORMS = ("ln_f", "norm", "final_norm", "final_layer_norm", "final_layernorm")
 
 
 class Last(Section):
@@ -37,7 +39,14 @@ class Last(Section):
     """How many layers."""
 
 
-Adapt = Literal["all", "head"] | Last
+class Layers(Section):
+    """These layers adapt (counted from 0, the lowest), and the head."""
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    """Which layers."""
+
+
+Adapt = Literal["all", "head", "body"] | Last | Layers
 
 
 class Backbone(Section):
@@ -46,16 +55,20 @@ class Backbone(Section):
     name: str
     """A hub id, a local folder, or `package:NAME/PATH`: a folder inside an installed Python package."""
     adapt: Adapt = "all"
-    """What the inner loop changes: `all`, `head` (ANIL), or `{last: n}` layers and the head."""
+    """What the inner loop changes: `all`; `head` (ANIL, Raghu et al. 2020); `body`, all but the head (BOIL, Oh et al. 2021);
+    `{last: n}` or `{layers: [...]}`, those layers and the head."""
     head: SerializeAsAny[Head] = Field(default_factory=lambda: Head.model_validate("prototype"))
     """Where a task's output layer starts: `prototype` (ProtoMAML), `zero`, `learned`."""
-    pooling: Literal["auto", "mean", "first"] = "auto"
-    """How token states become a text's: their mean, or the first token's; `auto`: as the checkpoint was trained
-    (sentence-transformers' `1_Pooling/config.json`), else the mean."""
+    pooling: Literal["auto", "mean", "first", "last"] = "auto"
+    """How token states become a text's: their mean, the first token's, or the last one's; `auto`: as the checkpoint was
+    trained (sentence-transformers' `1_Pooling/config.json`), else the mean."""
     max_length: int = Field(128, ge=8)
     """Tokens a text, special tokens included; longer ones are cut, and their number is printed."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in the encoder while training, in inner and outer loop; seeded by episode and step."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` computes matrix products in bfloat16 (autocast): about 1.7 times as fast where the hardware has it, with
+    gradients off by about 1 %."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may run."""
 
@@ -85,33 +98,24 @@ class Backbone(Section):
             )
         return found
 
-    def load(self, outputs: int, seed: int = 0, second_order: bool = True) -> "Network":
-        """The model, ready to adapt; `outputs` is the size of the largest head."""
+    def load(self, outputs: int, seed: int = 0, trained: Literal["all", "adapted"] = "all") -> "Network":
+        """The model, ready to adapt; `outputs` is the size of the largest head, `trained` what the outer loop moves."""
         from transformers import AutoConfig, AutoModel
 
         path = self.path()
         extra = {"trust_remote_code": self.trust_remote_code}
-        config = _loaded(f"the model {self.name!r}", lambda: AutoConfig.from_pretrained(path, **extra))
-        for key in (
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "dropout",
-            "attention_dropout",
-            "resid_pdrop",
-            "embd_pdrop",
-            "attn_pdrop",
-        ):
+        config = _loaded(self.name, lambda: AutoConfig.from_pretrained(path, **extra))
+        for key in _DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, self.dropout)
-        attention = "eager" if second_order else "sdpa"
-        keywords = {**extra, "config": config, "attn_implementation": attention, "dtype": torch.float32}
+        keywords = {**extra, "config": config, "attn_implementation": "eager", "dtype": torch.float32}
         try:
-            module = _loaded(
-                f"the model {self.name!r}", lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords)
-            )
+            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords))
         except TypeError:  # not every architecture has a pooler to leave out
-            module = _loaded(f"the model {self.name!r}", lambda: AutoModel.from_pretrained(path, **keywords))
-        return Network(self, module, outputs, seed, self._pooling(path))
+            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
+        if config.is_encoder_decoder:
+            module = module.get_encoder()
+        return Network(self, module, outputs, seed, self._pooling(path), trained)
 
     def _pooling(self, path: str) -> str:
         if self.pooling != "auto":
@@ -159,315 +163,329 @@ def _loaded(what: str, load: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each token of some Examples stands in a batch of rows.
+class Middle:
+    """Where the upper part of a model starts: hidden states [row, place, hidden], and what else its layers are given."""
 
-    ids, positions: int64 [row, place]; mask: additive float [row, 1, place, place] when packed, int64 [row, place] when
-    padded; where: int64 [token], the flat place of each token in the order of the Examples.
-    """
-
-    ids: Tensor
-    positions: Tensor | None
-    mask: Tensor
-    where: Tensor
-
-
-def packed(ids: Tensor, lengths: Tensor, dtype: torch.dtype, room: int = 128) -> Layout:
-    """Texts laid several to a row of about `room` places (first fit, longest first), kept apart by a mask."""
-    sizes = lengths.tolist()
-    width = max(max(sizes), min(room, sum(sizes)))
-    free: list[int] = []
-    place = [(0, 0)] * len(sizes)
-    for text in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        row = next((r for r, f in enumerate(free) if f >= sizes[text]), None)
-        if row is None:
-            row = len(free)
-            free.append(width)
-        place[text] = (row, width - free[row])
-        free[row] -= sizes[text]
-    width -= min(free)
-    rows = len(free)
-    length = lengths.cpu().numpy()
-    first = np.array([row * width + start for row, start in place], dtype=np.int64)
-    inside = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    where = np.repeat(first, length) + inside
-    flat_ids, positions, owner = (np.zeros(rows * width, dtype=np.int64) for _ in range(3))
-    flat_ids[where] = ids.cpu().numpy()
-    positions[where] = inside
-    owner[where] = np.repeat(np.arange(1, len(sizes) + 1), length)
-    owner = owner.reshape(rows, width)
-    apart = torch.from_numpy(owner[:, :, None] != owner[:, None, :])
-    mask = torch.zeros(apart.shape, dtype=dtype).masked_fill_(apart, torch.finfo(dtype).min).unsqueeze(1)
-    there = ids.device
-    tokens, places = (torch.from_numpy(a.reshape(rows, width)).to(there) for a in (flat_ids, positions))
-    return Layout(tokens, places, mask.to(there), torch.from_numpy(where).to(there))
-
-
-def padded(ids: Tensor, lengths: Tensor) -> Layout:
-    """One text a row, padded to the longest."""
-    width = int(lengths.max())
-    length = lengths.cpu().numpy()
-    inside = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    where = torch.from_numpy(np.repeat(np.arange(len(length)) * width, length) + inside).to(ids.device)
-    flat = ids.new_zeros(len(length) * width).index_copy(0, where, ids)
-    mask = ids.new_zeros(len(length) * width).index_fill(0, where, 1)
-    return Layout(flat.view(-1, width), None, mask.view(-1, width), where)
+    hidden: Tensor
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
 
 
 class Network:
-    """A loaded encoder as pure functions of its parameters."""
+    """A loaded encoder as a pure function of its parameters.
 
-    def __init__(self, backbone: Backbone, module: nn.Module, outputs: int, seed: int, pooling: str) -> None:
-        self.backbone, self.module, self.head, self.pooling = backbone, module, backbone.head, pooling
-        self.outputs = outputs
-        module.requires_grad_(False)
-        module.eval()
-        for layer in module.modules():
+    base: the encoder's parameters as loaded, by name; embedding: the name of the token embedding; adapted: names of the
+    encoder's parameters that the inner loop changes; trained: those that the outer loop moves; cut: the lowest layer that
+    adapts, if what is below can be computed once for all inner steps, else None; lower: names of the parameters below it.
+    """
+
+    def __init__(
+        self, backbone: Backbone, module: nn.Module, outputs: int, seed: int, pooling: str, trained: str
+    ) -> None:
+        self.backbone, self.module, self.head, self.pooling, self.outputs = (
+            backbone,
+            module,
+            backbone.head,
+            pooling,
+            outputs,
+        )
+        self._stack_name: str | None = None
+        self._reads = frozenset(inspect.signature(module.forward).parameters)
+        self._prepare()
+        tokens = module.get_input_embeddings()  # type: ignore[operator]
+        self.embedding = next(n for n, p in module.named_parameters() if p is tokens.weight)
+        self.base: Params = {n: p.detach() for n, p in module.named_parameters()}
+        self._sdpa = bool(getattr(module, "_supports_sdpa", False))
+        self.adapted = self._chosen(backbone.adapt)
+        self.trained = frozenset(self.base) if trained == "all" else self.adapted
+        random = torch.Generator().manual_seed(seed)
+        self._head_params = backbone.head.params(outputs, module.config.hidden_size, random)  # type: ignore[union-attr, arg-type]
+        self.now = Weights()
+        self.position_offset = 0
+        self._try_out()
+
+    def _prepare(self) -> None:
+        self.module.requires_grad_(False)
+        self.module.eval()
+        for layer in self.module.modules():
             if isinstance(layer, nn.Embedding):
                 layer.padding_idx = None  # else the gradient of that row would be dropped
-        if getattr(module, "is_activation_checkpointing", False):
+        if getattr(self.module, "is_activation_checkpointing", False):
             raise UserError(
                 "model: gradient checkpointing inside the model recomputes with the wrong parameters; turn it off"
             )
-        tokens = module.get_input_embeddings()  # type: ignore[operator]
-        self.embedding = next(n for n, p in module.named_parameters() if p is tokens.weight)
-        self.names = [n for n, _ in module.named_parameters()]
-        self.adapted = self._adapted(backbone.adapt)
-        random = torch.Generator().manual_seed(seed)
-        self._head_params = backbone.head.params(outputs, module.config.hidden_size, random)  # type: ignore[union-attr, arg-type]
-        self.packs = self._can_pack()
 
     def params(self) -> Params:
-        """The meta-parameters as loaded: the encoder's and the head's, by name; views of the model's own tensors."""
-        return {**{n: p.detach() for n, p in self.module.named_parameters()}, **self._head_params}
+        """All meta-parameters as loaded: the encoder's and the head's, by name."""
+        return {**self.base, **self._head_params}
+
+    def trainable(self) -> Params:
+        """The meta-parameters that the outer loop moves."""
+        return {n: p for n, p in self.params().items() if n in self.trained or n.startswith("head.")}
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Network":
-        """Moves the model (and its head's parameters) to `device`, and to `dtype` if given."""
+        """Moves the model and its parameters to `device`, and to `dtype` if given."""
         self.module.to(device=device, dtype=dtype)
+        self.base = {n: p.to(device=device, dtype=dtype) for n, p in self.base.items()}
         self._head_params = {n: p.to(device=device, dtype=dtype) for n, p in self._head_params.items()}
         return self
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the parameters."""
-        return next(self.module.parameters()).dtype
+        return self.base[self.embedding].dtype
 
-    def layers(self) -> list[str]:
-        """Names of the encoder's layers, lowest first."""
+    # what the model consists of
+
+    def _stack(self) -> tuple[str, nn.ModuleList]:
+        """Name and modules of the encoder's layers, lowest first."""
+        if self._stack_name is not None:
+            return self._stack_name, self.module.get_submodule(self._stack_name)  # type: ignore[return-value]
         count = getattr(self.module.config, "num_hidden_layers", None)
         for name, child in self.module.named_modules():
             if isinstance(child, nn.ModuleList) and len(child) == count:
-                return [f"{name}.{i}" for i in range(len(child))]
+                self._stack_name = name
+                return name, child
         raise UserError(
             f"model.adapt: no stack of {count} layers was found in {type(self.module).__name__}; use all or head"
         )
 
-    def _adapted(self, adapt: Adapt) -> frozenset[str]:
-        if adapt == "all":
-            return frozenset(self.names)
+    def _last_norm(self) -> str | None:
+        """Name of the norm that follows the last layer, where there is one."""
+        parent = self._stack()[0].rpartition(".")[0]
+        owner = self.module.get_submodule(parent) if parent else self.module
+        found = next((n for n in _LAST_NORMS if isinstance(getattr(owner, n, None), nn.Module)), None)
+        return None if found is None else f"{parent}.{found}" if parent else found
+
+    def _chosen(self, adapt: Adapt) -> frozenset[str]:
+        if adapt in ("all", "body"):
+            return frozenset(self.base)
         if adapt == "head":
             return frozenset()
-        layers = self.layers()
-        if adapt.last > len(layers):
-            raise UserError(
-                f"model.adapt.last: {adapt.last} layers were asked for, but the model has {len(layers)}; use all"
+        name, stack = self._stack()
+        count = len(stack)
+        if isinstance(adapt, Last):
+            if adapt.last > count:
+                raise UserError(
+                    f"model.adapt.last: {adapt.last} layers were asked for, but the model has {count}; use all"
+                )
+            chosen = range(count - adapt.last, count)
+        else:
+            assert isinstance(adapt, Layers)
+            wrong = [i for i in adapt.layers if not 0 <= i < count]
+            if wrong:
+                raise UserError(
+                    f"model.adapt.layers: there is no layer {wrong[0]}; the model has layers 0 to {count - 1}"
+                )
+            chosen = adapt.layers  # type: ignore[assignment]
+        starts = tuple(f"{name}.{i}." for i in chosen)
+        return frozenset(n for n in self.base if n.startswith(starts))
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Linear layers whose weight adapts: name -> (in, out)."""
+        return {
+            name: (
+                self.base[f"{name}.weight"].shape[0 if layer.transposed else 1],
+                self.base[f"{name}.weight"].shape[1 if layer.transposed else 0],
             )
-        chosen = tuple(f"{name}." for name in layers[-adapt.last :])
-        return frozenset(n for n in self.names if n.startswith(chosen))
+            for name, layer in self.module.named_modules()
+            if isinstance(layer, TaskLinear) and f"{name}.weight" in self.adapted
+        }
 
-    def layout(self, ids: Tensor, lengths: Tensor) -> Layout:
-        """Rows for texts laid end to end: packed where the model can, else padded."""
-        return packed(ids, lengths, self.dtype) if self.packs else padded(ids, lengths)
+    # running it
 
-    def states(self, params: Mapping[str, Tensor], layout: Layout, seed: int | None = None) -> Tensor:
-        """Last hidden state of each token, [token, hidden]; `layout.ids` index rows of `params[self.embedding]`.
+    def layout(self, ids: Sequence[Tensor], lengths: Sequence[Tensor]) -> Layout:
+        """Rows for the texts of each task: packed where the model can, else padded."""
+        if not self.packs:
+            return padded(ids, lengths)
+        found = packed(ids, lengths, self.dtype, self.causal)
+        assert found.positions is not None
+        return Layout(found.ids, found.positions + self.position_offset, found.mask, found.where)
 
-        `seed`: with dropout on, what its masks are drawn from; None: no dropout.
+    def states(
+        self, weights: Weights, embedded: Tensor, layout: Layout, seed: int | None = None, twice: bool = True
+    ) -> Tensor:
+        """Last hidden state of each token, [token, hidden], from embedded tokens [row, place, hidden].
+
+        `seed`: with dropout on, what its masks are drawn from (None: no dropout). `twice`: whether it must be
+        differentiable twice (fused attention is not). Dual layers' inputs and outputs are left in `weights.seen`.
         """
-        embedded = F.embedding(layout.ids, params[self.embedding])
-        keywords: dict[str, Tensor] = {"inputs_embeds": embedded, "attention_mask": layout.mask}
+        out = self._run(weights, seed, twice, lambda: self._keywords(embedded, layout), None)
+        return self._flat(out.last_hidden_state, layout)
+
+    def below(
+        self, weights: Weights, embedded: Tensor, layout: Layout, seed: int | None = None, twice: bool = True
+    ) -> Middle:
+        """What enters the layer at `cut`; at the top, the last hidden states."""
+        assert self.cut is not None
+        stack = self._stack()[1]
+        if self.cut == len(stack):
+            out = self._run(weights, seed, twice, lambda: self._keywords(embedded, layout), None)
+            return Middle(out.last_hidden_state, (), {})
+        caught: list[Middle] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given = dict(keywords)
+            hidden = args[0] if args else given.pop("hidden_states")
+            caught.append(Middle(hidden, args[1:], given))
+            raise _Reached
+
+        hook = stack[self.cut].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self._run(weights, seed, twice, lambda: self._keywords(embedded, layout), None)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return caught[0]
+
+    def above(
+        self, weights: Weights, middle: Middle, layout: Layout, seed: int | None = None, twice: bool = True
+    ) -> Tensor:
+        """Last hidden state of each token, [token, hidden], from what `below` gave."""
+        stack = self._stack()[1]
+        hidden = middle.hidden if self.cut == len(stack) else self._run(weights, seed, twice, dict, middle)
+        return self._flat(hidden, layout)
+
+    def _flat(self, hidden: Tensor, layout: Layout) -> Tensor:
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.where).to(self.dtype)
+
+    def _keywords(self, embedded: Tensor, layout: Layout) -> dict[str, Any]:
+        keywords: dict[str, Any] = {"inputs_embeds": embedded, "attention_mask": layout.mask}
         if layout.positions is not None:
             keywords["position_ids"] = layout.positions
-        own = {n: p for n, p in params.items() if n != self.embedding and not n.startswith("head.")}
-        if seed is None or self.backbone.dropout == 0:
-            out = functional_call(self.module, own, args=(), kwargs=keywords)
+        if "use_cache" in self._reads:
+            keywords["use_cache"] = False
+        return keywords
+
+    def _run(self, weights: Weights, seed: int | None, twice: bool, keywords: Any, middle: Middle | None) -> Any:
+        """The model's forward, or its upper part from `middle`, with these weights."""
+        self.module.config._attn_implementation = "eager" if twice or not self._sdpa else "sdpa"  # type: ignore[union-attr]
+        runner: nn.Module = self.module if middle is None else self._upper
+        given = keywords()
+        if middle is not None:
+            given = {"middle": middle}
+        if self.swapped:
+            now = self.now
+            now.tasks, now.shared, now.own = weights.tasks, weights.shared, weights.own
+            now.history, now.watched, now.seen = weights.history, weights.watched, weights.seen
+
+            def call() -> Any:
+                return runner(**given)
         else:
-            devices = [embedded.device] if embedded.is_cuda else []
-            with torch.random.fork_rng(devices=devices):
+            values = {n: p for n, p in weights.shared.items() if n in self.base and n != self.embedding}
+            values |= {n: p[0] for n, p in weights.own.items() if n != self.embedding}
+            if middle is not None:
+                values = {f"module.{n}": p for n, p in values.items()}
+
+            def call() -> Any:
+                return functional_call(runner, values, args=(), kwargs=given)
+
+        device = self.base[self.embedding].device
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=self.backbone.precision == "bf16", cache_enabled=False
+        ):
+            if seed is None or self.backbone.dropout == 0:
+                return call()
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 self.module.train()
                 try:
-                    out = functional_call(self.module, own, args=(), kwargs=keywords)
+                    return call()
                 finally:
                     self.module.eval()
-        hidden = out.last_hidden_state
-        flat: Tensor = hidden.reshape(-1, hidden.shape[-1]).index_select(0, layout.where)
-        return flat
 
-    def _can_pack(self) -> bool:
-        """Whether packed and padded rows give this model's texts the same states: tried, not guessed."""
-        if "position_ids" not in inspect.signature(self.module.forward).parameters:
-            return False
-        rows = self.module.get_parameter(self.embedding).shape[0]
+    # trying it out
+
+    def _try_out(self) -> None:
+        """Finds what the model can do, each way compared with its plain forward on a few random tokens."""
+        self.swapped, self.packs, self.causal = False, False, False
+        self.cut: int | None = None
+        self.lower: frozenset[str] = frozenset()
         lengths = torch.tensor([5, 3, 4])
-        ids = torch.randint(rows, (12,), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(self.base[self.embedding].shape[0], (12,), generator=torch.Generator().manual_seed(0))
+        weights = Weights(1, self.base)
+
+        def embedded(layout: Layout) -> Tensor:
+            return F.embedding(layout.ids, self.base[self.embedding])
+
+        def same(found: Tensor) -> bool:
+            return bool(torch.allclose(plain, found, rtol=1e-3, atol=1e-4))
+
         with torch.no_grad():
-            params = self.params()
-            plain = self.states(params, padded(ids, lengths))
+            layout = padded([ids], [lengths])
+            plain = self.states(weights, embedded(layout), layout)
+            other = ids.clone()
+            other[4] = (other[4] + 1) % len(self.base[self.embedding])
+            changed = padded([other], [lengths])
+            self.causal = bool(
+                torch.allclose(plain[:4], self.states(weights, embedded(changed), changed)[:4], atol=1e-6)
+            )
+            original = self.module
+            self.module = copy.deepcopy(original, {id(p): p for p in original.parameters()})
             try:
-                dense = self.states(params, packed(ids, lengths, self.dtype))
-            except (TypeError, ValueError, RuntimeError, IndexError):
-                return False
-        return bool(torch.allclose(plain, dense, rtol=1e-3, atol=1e-4))
+                self.swapped = swap(self.module, self.now, self.embedding)
+                self.swapped = self.swapped and same(self.states(weights, embedded(layout), layout))
+            except (AttributeError, TypeError, RuntimeError):
+                self.swapped = False
+            if not self.swapped:
+                self.module = original
+            if "position_ids" in self._reads:
+                pad = getattr(self.module.config, "pad_token_id", None)
+                for self.position_offset in dict.fromkeys((0, (pad or 0) + 1)):
+                    dense = packed([ids], [lengths], self.dtype, self.causal)
+                    assert dense.positions is not None
+                    dense = Layout(dense.ids, dense.positions + self.position_offset, dense.mask, dense.where)
+                    try:
+                        self.packs = same(self.states(weights, embedded(dense), dense))
+                    except (TypeError, ValueError, RuntimeError, IndexError):
+                        self.packs = False
+                    if self.packs:
+                        break
+            self._upper = _Upper(self)
+            self._try_cut(weights, embedded(layout), layout, same)
 
-    def inner(self, tasks: "TaskLoss", episode: Episode, seed: int | None = None) -> "Inner":
-        """The loss of `episode` as a function of parameters; `seed` seeds dropout (None: no dropout)."""
-        return Inner(self, tasks, episode, seed)
-
-
-class TaskLoss(Protocol):
-    """What `Inner` asks of a task kind; `raymeta.tasks.Tasks` fulfils it."""
-
-    def outputs_for(self, ways: int) -> int:
-        """Outputs of a head for `ways` classes."""
-
-    def features(self, states: Tensor, examples: Examples, pooling: str) -> Tensor:
-        """[token, hidden] -> [item, hidden]."""
-
-    def targets(self, examples: Examples) -> Tensor:
-        """int64 [item]."""
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """[item, output], [item] -> scalar."""
-
-
-@dataclass(frozen=True)
-class Fast:
-    """A task's adapted parameters after some inner steps.
-
-    encoder: the adapted part of the encoder, by name; head: `weight` and `bias`; rest: parameters that do not adapt;
-    features: the support set's features under these parameters, where they are known already.
-    """
-
-    encoder: Params
-    head: Params
-    rest: Params
-    steps: int = 0
-    features: Tensor | None = field(default=None, repr=False)
-
-
-class Inner:
-    """The support and query loss of one episode as a function of adapted parameters.
-
-    Works on *local* parameters: all of the model's, but of the token embedding only the rows that occur in the episode
-    (`rows`), which is exact for gradient steps and spares the other tens of thousands.
-    """
-
-    def __init__(self, network: Network, tasks: TaskLoss, episode: Episode, seed: int | None) -> None:
-        self.network, self.tasks, self.episode, self.seed = network, tasks, episode, seed
-        both = torch.cat([episode.support.ids, episode.query.ids])
-        self.rows, local = torch.unique(both, return_inverse=True)
-        cut = len(episode.support.ids)
-        self._support = network.layout(local[:cut], episode.support.lengths)
-        self._query = network.layout(local[cut:], episode.query.lengths)
-        self._targets = tasks.targets(episode.support)
-        self._outputs = tasks.outputs_for(len(episode.classes))
-
-    def localised(self, params: Params) -> Params:
-        """`params` with the token embedding cut to the rows that occur, [row, hidden]."""
-        return {**params, self.network.embedding: params[self.network.embedding].index_select(0, self.rows)}
-
-    def start(self, local: Params) -> Fast:
-        """Adapted parameters before the first step; the head is set from the support set where it asks for it.
-
-        Where gradients are enabled and `local` wants them, all is differentiable in `local`.
-        """
-        encoder = {n: _leaf(p) for n, p in local.items() if n in self.network.adapted}
-        rest = {n: p for n, p in local.items() if n not in self.network.adapted}
-        outside = torch.is_grad_enabled()
-        with torch.enable_grad():
-            features = self._features(encoder, rest, self._support, self.episode.support, 0)
-        with torch.set_grad_enabled(outside):
-            shaped = self.network.head.shaped(features, rest)
-            head = self.network.head.start(local, shaped, self._targets, self._outputs)
-        return Fast(encoder, {n: _leaf(w) for n, w in head.items()}, rest, 0, features)
-
-    def step(self, fast: Fast, rates: "Rates", l2: float = 0.0, detach: bool = False) -> Fast:
-        """One gradient step on the support loss plus `l2` times the squared norm of what adapts.
-
-        `rates`: step size, one for all or by name. With `detach` (or where gradients are off) the step's gradient is a
-        constant: the result still depends on `fast`, but not through the gradient.
-        """
-        outside = torch.is_grad_enabled()
-        keep = outside and not detach
-        first = fast.features is not None  # the graph from `encoder` to the features is there, and may be needed again
-        encoder = fast.encoder if keep or first else {n: p.detach().requires_grad_() for n, p in fast.encoder.items()}
-        head = fast.head if keep else {n: w.detach().requires_grad_() for n, w in fast.head.items()}
-        with torch.enable_grad():
-            features = fast.features
-            if features is None:
-                features = self._features(encoder, fast.rest, self._support, self.episode.support, fast.steps)
-            # a node of its own, so that the head's weights, made from the same features, count as independent of them
-            item = features.view_as(features) if keep else features.detach().requires_grad_()
-            loss = self._loss(head, item, fast.rest)
-            ours = torch.autograd.grad(loss, [item, *head.values()], create_graph=keep)
-            theirs: tuple[Tensor | None, ...] = ()
-            if encoder:
-                theirs = torch.autograd.grad(
-                    features,
-                    list(encoder.values()),
-                    ours[0],
-                    create_graph=keep,
-                    retain_graph=keep or (first and outside),
-                    allow_unused=True,
-                )
-        names = [*encoder, *(f"head.{n}" for n in head)]
-        olds = [*fast.encoder.values(), *fast.head.values()]
-        moved = {}
-        for name, old, grad in zip(names, olds, (*theirs, *ours[1:]), strict=True):
-            if l2:
-                pull = 2 * l2 * (old if keep else old.detach())
-                grad = pull if grad is None else grad + pull
-            rate = rates if isinstance(rates, (int, float)) else rates[name]
-            moved[name] = old if grad is None else old - rate * grad
-        at = len(encoder)
-        return Fast(
-            dict(zip(encoder, list(moved.values())[:at], strict=True)),
-            dict(zip(head, list(moved.values())[at:], strict=True)),
-            fast.rest,
-            fast.steps + 1,
-            None if encoder else features,
+    def _try_cut(self, weights: Weights, embedded: Tensor, layout: Layout, same: Any) -> None:
+        if self.backbone.adapt in ("all", "body"):
+            return
+        name, stack = self._stack()
+        norm = self._last_norm()
+        cut = len(stack)
+        if self.adapted:
+            cut = min(int(n.removeprefix(f"{name}.").split(".")[0]) for n in self.adapted)
+        self.cut = cut
+        upper = tuple(
+            [f"{name}.{i}." for i in range(cut, len(stack))]
+            + ([f"{norm}."] if norm and cut < len(stack) else [])
         )
-
-    def support_loss(self, fast: Fast) -> Tensor:
-        """Mean loss over the support items, a scalar."""
-        features = fast.features
-        if features is None:
-            features = self._features(fast.encoder, fast.rest, self._support, self.episode.support, fast.steps)
-        return self._loss(fast.head, features, fast.rest)
-
-    def query_outputs(self, fast: Fast) -> Tensor:
-        """Logits of the query items, [item, output]."""
-        features = self._features(fast.encoder, fast.rest, self._query, self.episode.query, -1)
-        return self.network.head.logits(fast.head, self.network.head.shaped(features, fast.rest))
-
-    def query_loss(self, outputs: Tensor) -> Tensor:
-        """Mean loss over the query items given their logits, a scalar."""
-        return self.tasks.loss(outputs, self.tasks.targets(self.episode.query))
-
-    def _loss(self, head: Params, features: Tensor, rest: Params) -> Tensor:
-        logits = self.network.head.logits(head, self.network.head.shaped(features, rest))
-        return self.tasks.loss(logits, self._targets)
-
-    def _features(self, encoder: Params, rest: Params, layout: Layout, examples: Examples, phase: int) -> Tensor:
-        seed = None if self.seed is None else hash((self.seed, self.episode.number, phase)) & 0x7FFF_FFFF_FFFF_FFFF
-        states = self.network.states({**rest, **encoder}, layout, seed)
-        return self.tasks.features(states, examples, self.network.pooling)
+        try:
+            works = same(self.above(weights, self.below(weights, embedded, layout), layout))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+            works = False
+        self.cut = cut if works else None
+        self.lower = frozenset(n for n in self.base if not n.startswith(upper)) if works else frozenset()
 
 
-Rates = float | Mapping[str, float | Tensor]
+class _Reached(Exception):
+    """Ends a forward at the layer from which the upper part starts."""
 
 
-def _leaf(tensor: Tensor) -> Tensor:
-    """The tensor itself where a gradient can reach it, else a detached one that starts a graph."""
-    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+class _Upper(nn.Module):
+    """The layers of a model from its cut up."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.module = network.module
+        self._network = [network]  # not a submodule
+
+    def forward(self, middle: Middle) -> Tensor:
+        network = self._network[0]
+        hidden = middle.hidden
+        for layer in network._stack()[1][network.cut :]:
+            out = layer(hidden, *middle.args, **middle.keywords)
+            hidden = out[0] if isinstance(out, tuple) else out
+        norm = network._last_norm()
+        return hidden if norm is None else self.module.get_submodule(norm)(hidden)
+
+
+__all__ = ["Adapt", "Backbone", "History", "Last", "Layers", "Middle", "Network", "Params", "Weights"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from raymeta.component import Section
 from raymeta.errors import UserError
 from raymeta.hypergradient import MetaStep
-from raymeta.model import Params
+from raymeta.layers import Params
 
 
 class Outer(Section):
@@ -36,6 +36,11 @@ class Outer(Section):
     """What the learning rate does after the warm-up: stays, or falls to 0 at the last step."""
     clip_norm: float = Field(1.0, gt=0)
     """Longest allowed meta-gradient (Euclidean norm over all parameters)."""
+    train: Literal["all", "adapted"] = "all"
+    """What the outer loop moves: the whole encoder, or only what adapts to a task (the rest stays as pretrained). The head's
+    meta-parameters and learned rates always move."""
+    rates_lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of learned inner step sizes; it follows the same schedule."""
 
     def rate(self, step: int) -> float:
         """Learning rate of outer step `step`, counted from 1."""
@@ -65,7 +70,8 @@ class OuterLoop:
 
     def __init__(self, settings: Outer, params: Params, embedding: str) -> None:
         self.settings, self.embedding = settings, embedding
-        names = sorted(params, key=lambda n: (params[n].dim() < 2 or n.startswith("head."), list(params).index(n)))
+        order = list(params)
+        names = sorted(params, key=lambda n: (_group(n, params[n]), order.index(n)))
         sizes = [params[n].numel() for n in names]
         some = params[names[0]]
         self.flat = torch.empty(sum(sizes), dtype=some.dtype, device=some.device)
@@ -75,20 +81,21 @@ class OuterLoop:
         self.params, self._grads = self._views(self.flat, names, params), self._views(self.grad, names, params)
         for name in names:
             self.params[name].copy_(params[name])
-        decayed = sum(params[n].numel() for n in names if params[n].dim() >= 2 and not n.startswith("head."))
-        groups = [
-            (self.flat[:decayed], self.grad[:decayed], settings.weight_decay),
-            (self.flat[decayed:], self.grad[decayed:], 0.0),
-        ]
-        self._parts = [part for part, _, _ in groups]
-        for part, grad, _ in groups:
-            part.grad = grad
+        self._parts = []
+        groups = []
+        start = 0
+        for group, (decay, share) in enumerate(
+            ((settings.weight_decay, 1.0), (0.0, 1.0), (0.0, settings.rates_lr / settings.lr))
+        ):
+            size = sum(params[n].numel() for n in names if _group(n, params[n]) == group)
+            if size:
+                part = self.flat[start : start + size]
+                part.grad = self.grad[start : start + size]
+                self._parts.append(part)
+                groups.append({"params": [part], "weight_decay": decay, "share": share})
+                start += size
         self.optimizer = torch.optim.AdamW(
-            [{"params": [part], "weight_decay": decay} for part, _, decay in groups],
-            lr=settings.lr,
-            betas=(0.9, settings.beta2),
-            eps=settings.eps,
-            foreach=False,
+            groups, lr=settings.lr, betas=(0.9, settings.beta2), eps=settings.eps, foreach=False
         )
         self.step = 0
 
@@ -102,19 +109,18 @@ class OuterLoop:
         return views
 
     def add(self, found: MetaStep, metric: float) -> bool:
-        """Adds one task's meta-gradient to the sums of this step; False, and nothing added, if it is not finite."""
-        if not all(bool(g.sum().isfinite()) for g in (found.query_loss, *found.grads.values())):
+        """Adds tasks' meta-gradient, and the sum of their metric, to this step's; False, and nothing added, if not finite."""
+        found_all = torch.stack([found.losses.sum(), *(g.sum() for g in found.grads.values())])
+        if not bool(found_all.isfinite().all()):
             return False
         for name, grad in found.grads.items():
+            if name not in self._grads:
+                continue
             if name == self.embedding:
                 self._grads[name].index_add_(0, found.rows, grad)
             else:
                 self._grads[name].add_(grad)
-        self._tail.add_(
-            torch.stack(
-                [torch.ones_like(found.query_loss), found.query_loss, torch.full_like(found.query_loss, metric)]
-            )
-        )
+        self._tail.add_(self._tail.new_tensor([len(found.losses), float(found.losses.sum()), metric]))
         return True
 
     def update(self) -> "OuterStep":
@@ -133,7 +139,7 @@ class OuterLoop:
         self.grad.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-12)) / tasks)
         rate = self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.sums.zero_()
         return OuterStep(int(tasks), loss / tasks, metric / tasks, norm, rate)
@@ -157,3 +163,10 @@ class OuterLoop:
                 "step": torch.tensor(float(step)),
                 **{key: state[f"{i}.{key}"].to(part.device).clone() for key in ("exp_avg", "exp_avg_sq")},
             }
+
+
+def _group(name: str, tensor: Tensor) -> int:
+    """Optimizer group: 0 matrices, 1 norms, biases and heads, 2 learned rates."""
+    if name.startswith("rates"):
+        return 2
+    return 1 if tensor.dim() < 2 or name.startswith("head.") else 0

@@ -1,19 +1,19 @@
 """The layer that tells an episode's classes apart: how its weights start for a new task.
 
-Every head is linear, `logits = x W^T + b`; heads differ in where W and b come from when a task begins.
+Every head is linear, `logits = x W^T + b`; heads differ in where W and b come from when a task begins. All tensors have a
+leading task axis: several tasks are computed at once.
 """
 
 from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raymeta.component import Component
 
 
-class Head(Component, family="raymeta.heads", noun="head", usual="prototype"):
+class Head(Component, family="raymeta.heads", noun="head"):
     """Where a task's output layer starts."""
 
     reads_support: ClassVar[bool] = False
@@ -24,15 +24,17 @@ class Head(Component, family="raymeta.heads", noun="head", usual="prototype"):
         """Meta-parameters of the head, by name; each name starts with `head.`."""
 
     @abstractmethod
-    def start(
-        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
-    ) -> dict[str, Tensor]:
-        """A task's own `weight` [outputs, hidden] and `bias` [outputs], differentiable in `params` and `features`."""
+    def start(self, params: dict[str, Tensor], features: Tensor, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+        """Each task's own `weight` [task, outputs, hidden] and `bias` [task, outputs].
+
+        Differentiable in `params` and `features`. features: [task, item, hidden]; targets: int64 [task, item], -100 where
+        a task has fewer items.
+        """
 
     def shaped(self, features: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The features as the head wants them, [item, hidden]."""
+        """The features as the head wants them, [task, item, hidden]."""
         return features
 
     def logits(self, fast: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Scores of each item, [item, outputs]."""
-        return F.linear(features, fast["weight"], fast["bias"])
+        """Scores of each item, [task, item, outputs]."""
+        return torch.baddbmm(fast["bias"].unsqueeze(1), features, fast["weight"].mT)

@@ -13,7 +13,7 @@ class Learned(Head):
         weight = torch.randn(outputs, hidden, generator=random) * 0.02
         return {"head.weight": weight, "head.bias": torch.zeros(outputs)}
 
-    def start(
-        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
-    ) -> dict[str, Tensor]:
-        return {"weight": params["head.weight"][:outputs], "bias": params["head.bias"][:outputs]}
+    def start(self, params: dict[str, Tensor], features: Tensor, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+        tasks = len(features)
+        weight, bias = params["head.weight"][:outputs], params["head.bias"][:outputs]
+        return {"weight": weight.expand(tasks, *weight.shape), "bias": bias.expand(tasks, *bias.shape)}

@@ -33,13 +33,12 @@ class Prototype(Head):
     def shaped(self, features: Tensor, params: dict[str, Tensor]) -> Tensor:
         return F.normalize(features, dim=-1, eps=1e-6) if self.normalize else features
 
-    def start(
-        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
-    ) -> dict[str, Tensor]:
-        assert features is not None
-        member = F.one_hot(targets, outputs).to(features.dtype)
-        counts = member.sum(0)
-        means = member.T @ features / counts.clamp(min=1).unsqueeze(1)
+    def start(self, params: dict[str, Tensor], features: Tensor, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+        member = F.one_hot(targets.clamp(min=0), outputs).to(features.dtype) * (targets >= 0).to(
+            features.dtype
+        ).unsqueeze(-1)
+        counts = member.sum(1)
+        means = member.mT @ features / counts.clamp(min=1).unsqueeze(-1)
         scale: Tensor | float = params["head.log_scale"].exp() if self.learn_scale else self.scale
         # a class without a support item has no mean: keep it from being predicted
         absent = torch.where(counts > 0, 0.0, -1e4).to(features.dtype)

@@ -15,9 +15,6 @@ class Zero(Head):
     def params(self, outputs: int, hidden: int, random: torch.Generator) -> dict[str, Tensor]:
         return {}
 
-    def start(
-        self, params: dict[str, Tensor], features: Tensor | None, targets: Tensor, outputs: int
-    ) -> dict[str, Tensor]:
-        hidden = next(iter(params.values())).shape[-1] if features is None else features.shape[-1]
-        some = next(iter(params.values())) if features is None else features
-        return {"weight": some.new_zeros(outputs, hidden), "bias": some.new_zeros(outputs)}
+    def start(self, params: dict[str, Tensor], features: Tensor, targets: Tensor, outputs: int) -> dict[str, Tensor]:
+        tasks, _, hidden = features.shape
+        return {"weight": features.new_zeros(tasks, outputs, hidden), "bias": features.new_zeros(tasks, outputs)}

@@ -10,12 +10,14 @@ import torch
 
 from raymeta import checkpoint
 from raymeta.algorithms import Algorithm
+from raymeta.algorithms.protonet import Protonet
 from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
 from raymeta.heads.prototype import Prototype
+from raymeta.layers import Params
 from raymeta.metrics import Estimate, estimates
-from raymeta.model import Network, Params
+from raymeta.model import Network
 from raymeta.prepare import prepare
 from raymeta.stream import Source, share
 from raymeta.workers import Workers
@@ -42,9 +44,9 @@ def scores(
     for number in share(0, episodes, workers.rank, workers.count):
         episode = source.episode(number)
         with torch.no_grad():
-            inner = network.inner(source.tasks, episode.to(workers.device))
-            fast = algorithm.adapt(inner, inner.localised(params), steps=inner_steps)
-            outputs = inner.query_outputs(fast)
+            inner = algorithm.bound(network, source.tasks, [episode.to(workers.device)], learn=False)
+            fast = algorithm.adapt(inner, inner.opened(params), steps=inner_steps)
+            outputs = inner.answers(inner.query_logits(fast))[0]
         mine.append((number, source.tasks.score(outputs.cpu(), episode.query, episode.classes)))
     return [
         found
@@ -98,18 +100,31 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def loaded(run: Run, workers: Workers) -> Network:
-    """The run's model on this worker's device; new weights, if it has any, are seeded alike on every worker."""
+    """The run's model on this worker's device; new weights, if it has any, are seeded alike on every worker.
+
+    Raises UserError where the algorithm does not suit the model.
+    """
     torch.manual_seed(run.seed)
     outputs = run.tasks.outputs_for(run.tasks.ways[1])
-    return run.model.load(outputs, run.seed, run.algorithm.needs_second_order).to(workers.device)
+    network = run.model.load(outputs, run.seed, run.outer.train).to(workers.device)
+    run.algorithm.check(network)
+    return network
+
+
+def meta_parameters(run: Run, network: Network, workers: Workers) -> Params:
+    """All meta-parameters before training: the model's, its head's, and the algorithm's own."""
+    return {**network.params(), **{n: p.to(workers.device) for n, p in run.algorithm.init(network).items()}}
 
 
 def _measure(payload: dict[str, Any], workers: Workers) -> None:
     """All rows of all settings, as every worker runs it; the first worker writes what was found."""
     run = Run.of(payload["run"])
     network = loaded(run, workers)
-    first = {n: p.clone() for n, p in network.params().items()}
-    trained = {n: p.to(workers.device) for n, p in checkpoint.load(Path(payload["checkpoint"])).params().items()}
+    first = meta_parameters(run, network, workers)
+    trained = {
+        **first,
+        **{n: p.to(workers.device) for n, p in checkpoint.load(Path(payload["checkpoint"])).params().items()},
+    }
     settings = []
     for shots in run.evaluate.shots or (None,):
         tasks = run.measured(shots)
@@ -120,11 +135,10 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
         }  # fmt: skip
         rows = {}
         for name, params in (("metrics", trained), ("untrained", first), ("prototype", first)):
-            algorithm, steps = run.algorithm, run.evaluate.inner_steps
-            head = network.head
+            algorithm, head = run.algorithm, network.head
             if name == "prototype":
-                network.head, steps = head if isinstance(head, Prototype) else Prototype(), 0
-            found = scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers)
+                algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
+            found = scores(network, algorithm, params, source, run.evaluate.episodes, run.evaluate.inner_steps, workers)
             network.head = head
             rows[name] = {m: {"mean": e.mean, "ci95": e.ci95} for m, e in estimates(found).items()}
         settings.append({**shape, **rows})

@@ -9,11 +9,13 @@ from raymeta import checkpoint
 from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
+from raymeta.episodes import Episode
+from raymeta.layers import Params
 from raymeta.metrics import estimates
 from raymeta.model import Network
 from raymeta.outer import OuterLoop
 from raymeta.prepare import prepare
-from raymeta.stages.evaluate import loaded, scores
+from raymeta.stages.evaluate import loaded, meta_parameters, scores
 from raymeta.stream import Source, steps
 from raymeta.track import Follow, Track
 from raymeta.workers import Workers
@@ -84,7 +86,12 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     folder = Path(payload["folder"])
     source = Source(payload["prepared"], run.tasks, "train", run.seed)
     network = loaded(run, workers)
-    outer = OuterLoop(run.outer, network.params(), network.embedding)
+    params = meta_parameters(run, network, workers)
+    moving = network.trainable()
+    outer = OuterLoop(
+        run.outer, {n: p for n, p in params.items() if n in moving or n not in network.base}, network.embedding
+    )
+    params |= outer.params
     start = checkpoint.newest(folder / "checkpoints", say=print if workers.first else lambda _: None)
     best = None
     if start:
@@ -96,16 +103,13 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     stream = steps(
         source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray
     )
+    at_once = run.algorithm.at_once(network)
     began = time.perf_counter()
     for episodes in stream:
         waited = time.perf_counter() - began
-        left_out = []
-        for episode in episodes:
-            inner = network.inner(run.tasks, episode.to(workers.device), seed=run.seed)
-            found = run.algorithm.meta_step(inner, outer.params)
-            metric = run.tasks.score(found.outputs.cpu(), episode.query, episode.classes)[run.tasks.metric]
-            if not outer.add(found, metric):
-                left_out.append(episode.number)
+        left_out: list[int] = []
+        for at in range(0, len(episodes), at_once):
+            left_out += _learned(run, network, outer, params, episodes[at : at + at_once], workers)
         workers.sum(outer.sums)
         took = outer.update()
         if took.tasks < run.outer.tasks_per_step:
@@ -119,7 +123,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         last = outer.step == run.outer.steps
         improved = False
         if run.validation.every and (outer.step % run.validation.every == 0 or last):
-            found_best = _validate(run, network, outer, payload["prepared"], workers, track, best)
+            found_best = _validate(run, network, outer, params, payload["prepared"], workers, track, best)
             improved, best = found_best is not best, found_best
         if workers.first and (outer.step % run.save.every == 0 or improved or last):
             state = {"best": best, "metric": run.tasks.metric}
@@ -129,10 +133,26 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         began = time.perf_counter()
 
 
+def _learned(
+    run: Run, network: Network, outer: OuterLoop, params: Params, episodes: list[Episode], workers: Workers
+) -> list[int]:
+    """Adds the episodes' meta-gradient to the step; gives the numbers of those left out, whose own is not finite."""
+    inner = run.algorithm.bound(network, run.tasks, [e.to(workers.device) for e in episodes], run.seed)
+    found = run.algorithm.meta_step(inner, params, outer.step + 1)
+    scored = zip(found.outputs, episodes, strict=True)
+    metric = sum(run.tasks.score(o.cpu(), e.query, e.classes)[run.tasks.metric] for o, e in scored)
+    if outer.add(found, metric):
+        return []
+    if len(episodes) == 1:
+        return [episodes[0].number]
+    return [number for episode in episodes for number in _learned(run, network, outer, params, [episode], workers)]
+
+
 def _validate(
     run: Run,
     network: Network,
     outer: OuterLoop,
+    params: Params,
     prepared: str,
     workers: Workers,
     track: Track | None,
@@ -140,9 +160,7 @@ def _validate(
 ) -> dict[str, Any] | None:
     """Scores the validation episodes, and gives what is best now: {"step", metric} of this step or the one before."""
     source = Source(prepared, run.tasks, "validation", run.seed)
-    found = scores(
-        network, run.algorithm, outer.params, source, run.validation.episodes, run.validation.inner_steps, workers
-    )
+    found = scores(network, run.algorithm, params, source, run.validation.episodes, run.validation.inner_steps, workers)
     metric = run.tasks.metric
     means = estimates(found)
     if best is None or means[metric].mean > best[metric]:

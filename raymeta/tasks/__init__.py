@@ -10,12 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from raymeta.component import Component, Section
 from raymeta.episodes import SPLITS, Drawn, Episode, Examples, Ints, Pool, generator
 from raymeta.errors import UserError
+from raymeta.inner import Picks
 
 
 def _range(value: Any) -> Any:
@@ -151,16 +153,16 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     # learning and scoring
 
     @abstractmethod
-    def features(self, states: Tensor, examples: Examples, pooling: str) -> Tensor:
-        """What the head classifies, from token states [token, hidden] laid end to end: [item, hidden]."""
+    def picks(self, examples: Examples, pooling: str) -> Picks:
+        """Which token states make the items that the head classifies."""
 
     @abstractmethod
     def targets(self, examples: Examples) -> Tensor:
         """The class of each item, int64 [item]."""
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over items, a scalar."""
-        return torch.nn.functional.cross_entropy(logits, targets)
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over each task's items, [task]; logits [task, item, output], targets [task, item], -100: none."""
+        return mean_cross_entropy(logits, targets, None)
 
     @abstractmethod
     def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
@@ -169,6 +171,17 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     @abstractmethod
     def show(self, episode: Episode, tokenizer: Any) -> str:
         """The episode as text, for a person."""
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """Cross-entropy of each task, [task]: the mean over its items, weighted by `weight` [output] of their classes."""
+    tasks, items, outputs = logits.shape
+    each = F.cross_entropy(
+        logits.reshape(-1, outputs), targets.reshape(-1), weight, ignore_index=-100, reduction="none"
+    )
+    there = targets >= 0
+    share = there.to(logits.dtype) if weight is None else weight[targets.clamp(min=0)] * there
+    return each.view(tasks, items).sum(1) / share.sum(1)
 
 
 class Choices:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
+from raymeta.inner import Picks
 from raymeta.metrics import classification_scores
 from raymeta.tasks import Tasks, Texts
 
@@ -55,13 +56,13 @@ class Classification(Tasks):
         place = {name: i for i, name in enumerate(classes)}
         return Texts.joined(table, rows, {"labels": [place[c[0]] for c in table["classes"]]})
 
-    def features(self, states: Tensor, examples: Examples, pooling: str) -> Tensor:
-        starts = examples.lengths.cumsum(0) - examples.lengths
-        if pooling == "first":
-            return states.index_select(0, starts)
-        text = torch.repeat_interleave(torch.arange(len(examples), device=states.device), examples.lengths)
-        sums = states.new_zeros(len(examples), states.shape[-1]).index_add(0, text, states)
-        return sums / examples.lengths.to(states.dtype).unsqueeze(1)
+    def picks(self, examples: Examples, pooling: str) -> Picks:
+        ends = examples.lengths.cumsum(0)
+        if pooling != "mean":
+            return Picks(ends - 1 if pooling == "last" else ends - examples.lengths)
+        device = examples.ids.device
+        text = torch.repeat_interleave(torch.arange(len(examples), device=device), examples.lengths)
+        return Picks(torch.arange(len(examples.ids), device=device), text, 1 / examples.lengths[text].double())
 
     def targets(self, examples: Examples) -> Tensor:
         return examples.extra["labels"]

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
+from raymeta.inner import Picks
 from raymeta.metrics import entity_scores
-from raymeta.tasks import Tasks, Texts
+from raymeta.tasks import Tasks, Texts, mean_cross_entropy
 
 _TRIES = 2000
 _PREFIXES = "BIESLUM"
@@ -145,19 +146,19 @@ class Entities(Tasks):
         words = [len(f) for f in table["first"]]
         return Texts.joined(table, rows, {"tags": tags, "first": first, "words": words})
 
-    def features(self, states: Tensor, examples: Examples, pooling: str) -> Tensor:
-        return states.index_select(0, examples.extra["first"])
+    def picks(self, examples: Examples, pooling: str) -> Picks:
+        return Picks(examples.extra["first"])
 
     def targets(self, examples: Examples) -> Tensor:
         tags = examples.extra["tags"]
         return tags if self.labels == "bio" else (tags + 1) // 2
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.outside_weight == 1.0:
-            return super().loss(logits, targets)
+            return super().losses(logits, targets)
         weight = torch.ones(logits.shape[-1], dtype=logits.dtype, device=logits.device)
         weight[0] = self.outside_weight
-        return torch.nn.functional.cross_entropy(logits, targets, weight=weight)
+        return mean_cross_entropy(logits, targets, weight)
 
     def predicted_tags(self, logits: Tensor, examples: Examples) -> list[list[int]]:
         """Each text's predicted tag codes: 0 outside, 2i+1 and 2i+2 the first and later words of type i."""

@@ -1,0 +1,414 @@
+"""The support and query loss of one or several tasks as a function of what adapts.
+
+An algorithm says what is computed; `Inner` knows how. It works on *local* parameters: of the token embedding, only the rows
+that occur in the episodes (exact for gradient steps, and sparing the other tens of thousands), and where lower layers do
+not adapt, only what is above them, with their output computed once for all inner steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymeta.episodes import Episode, Examples
+from raymeta.layers import History, Params, Weights
+from raymeta.model import Middle, Network
+
+_PAD = -100
+_SUPPORT, _QUERY = "support.hidden", "query.hidden"
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Which token states make the items that a head classifies.
+
+    token: int64 [pick], places among the tokens, texts end to end; item: int64 [pick], the item that each goes to, or None
+    where pick i is item i; weight: float [pick], or None for 1.
+    """
+
+    token: Tensor
+    item: Tensor | None = None
+    weight: Tensor | None = None
+
+
+class TaskLoss(Protocol):
+    """What `Inner` asks of a task kind; `raymeta.tasks.Tasks` fulfils it."""
+
+    def outputs_for(self, ways: int) -> int:
+        """Outputs of a head for `ways` classes."""
+
+    def picks(self, examples: Examples, pooling: str) -> Picks:
+        """Which token states make the items of `examples`."""
+
+    def targets(self, examples: Examples) -> Tensor:
+        """int64 [item]."""
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[task, item, output], [task, item] (-100: no item) -> [task]."""
+
+
+@dataclass(frozen=True)
+class Fast:
+    """Adapted parameters of each task after some inner steps.
+
+    own: encoder parameters that adapt, by name, [task, ...]; history: of dual linear layers, in their stead; head: `weight`
+    and `bias`, [task, ...]; shared: local parameters that do not adapt, and the W_0 of dual layers; features: the support
+    items' features under these parameters, [task, item, hidden], and seen: dual layers' inputs and outputs, if known.
+    """
+
+    own: Params
+    history: History
+    head: Params
+    shared: Params
+    steps: int = 0
+    features: Tensor | None = field(default=None, repr=False)
+    seen: History = field(default_factory=dict, repr=False)
+
+    def moving(self) -> Params:
+        """What an inner step changes, as one flat dictionary."""
+        flat = {**self.own, **{f"head.fast.{n}": w for n, w in self.head.items()}}
+        for name, (inputs, grads) in self.history.items():
+            flat[f"{name}.inputs"], flat[f"{name}.grads"] = inputs, grads
+        return flat
+
+    def moved(self, flat: Params, shared: Params) -> "Fast":
+        """The same state with other tensors in place of `moving` and `shared`; what was known of features is dropped."""
+        return Fast(
+            {n: flat[n] for n in self.own},
+            {n: (flat[f"{n}.inputs"], flat[f"{n}.grads"]) for n in self.history},
+            {n: flat[f"head.fast.{n}"] for n in self.head},
+            shared,
+            self.steps,
+        )
+
+
+Rates = Callable[[str], Tensor | float]
+"""Step size of a parameter by name; the head's are `head.weight` and `head.bias`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one inner step minimises and how: the support loss plus `l2` |theta|^2, and plus `proximal` / 2 times the squared
+    distance to `anchor`. clip: longest gradient of a task, or None. detach: take the gradient as a constant (first order).
+    """
+
+    rates: Rates
+    l2: float = 0.0
+    detach: bool = False
+    clip: float | None = None
+    proximal: float = 0.0
+    anchor: Params = field(default_factory=dict)
+
+
+class Inner:
+    """One or several episodes bound to a network."""
+
+    def __init__(
+        self,
+        network: Network,
+        tasks: TaskLoss,
+        episodes: Sequence[Episode],
+        seed: int | None = None,
+        dual: frozenset[str] = frozenset(),
+        twice: bool = True,
+    ) -> None:
+        """seed: seeds dropout, by episode and step (None: no dropout). dual: linear layers to compute in dual form.
+        twice: whether the model must be differentiable twice."""
+        assert len(episodes) == 1 or (network.swapped and network.packs), "this model serves one task at a time"
+        self.network, self.tasks, self.episodes, self.seed, self.twice = network, tasks, episodes, seed, twice
+        self.dual = dual if network.swapped else frozenset()
+        self.count = len(episodes)
+        supports, queries = [e.support for e in episodes], [e.query for e in episodes]
+        # a task's own embedding rows where the embedding adapts, else the rows of all tasks together
+        apart = network.embedding in network.adapted and network.cut is None
+        self.rows, support_ids, query_ids = _local(supports, queries, apart)
+        self._support = network.layout(support_ids, [s.lengths for s in supports])
+        self._query = network.layout(query_ids, [q.lengths for q in queries])
+        self._support_items = _Items(tasks, supports, network.pooling, network.dtype)
+        self._query_items = _Items(tasks, queries, network.pooling, network.dtype)
+        outputs = [tasks.outputs_for(len(e.classes)) for e in episodes]
+        self.outputs = max(outputs)
+        self._own_outputs = outputs
+        self._barred: Tensor | None = None
+        if min(outputs) < self.outputs:
+            device = self._support.ids.device
+            self._barred = torch.tensor(
+                [[0.0] * n + [-1e4] * (self.outputs - n) for n in outputs], dtype=network.dtype, device=device
+            )
+        self._below: tuple[Params, list[Tensor]] | None = None
+        self._middles: dict[str, Middle] = {}
+
+    # local parameters
+
+    def opened(self, params: Params, learn: bool = True) -> Params:
+        """Local parameters: leaves that require a gradient where the outer loop trains them and `learn`.
+
+        Where lower layers do not adapt, their output stands for them.
+        """
+        network = self.network
+        learn = learn and torch.is_grad_enabled()
+
+        def leaf(name: str, tensor: Tensor) -> Tensor:
+            trained = name in network.trained or name not in network.base
+            return tensor.detach().requires_grad_(learn and trained)
+
+        local = {n: leaf(n, p) for n, p in params.items() if n != network.embedding and n not in network.lower}
+        embedding = leaf(
+            network.embedding, params[network.embedding].index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
+        )
+        if network.cut is None:
+            return {**local, network.embedding: embedding}
+        under = {n: leaf(n, params[n]) for n in network.lower if n != network.embedding}
+        weights = Weights(1 if not network.swapped else self.count, {**local, **under})
+        hidden = []
+        with torch.set_grad_enabled(any(p.requires_grad for p in (*under.values(), embedding))):
+            for key, layout, phase in ((_SUPPORT, self._support, 0), (_QUERY, self._query, -1)):
+                middle = network.below(
+                    weights, F.embedding(layout.ids, embedding), layout, self._dropout(phase), self.twice
+                )
+                self._middles[key] = middle
+                hidden.append(middle.hidden)
+        self._below = ({**under, network.embedding: embedding}, hidden)
+        for key, tensor in zip((_SUPPORT, _QUERY), hidden, strict=True):
+            local[key] = tensor.detach().requires_grad_(tensor.requires_grad)
+        return local
+
+    def closed(self, grads: Params) -> Params:
+        """Gradients of local parameters carried back to the model's: through the lower layers, where they stood apart.
+
+        The token embedding's gradient is [row, hidden], for the rows `self.rows`, flat.
+        """
+        found = {n: g for n, g in grads.items() if n not in (_SUPPORT, _QUERY)}
+        if self._below is not None:
+            under, hidden = self._below
+            pairs = [(h, grads[key]) for key, h in zip((_SUPPORT, _QUERY), hidden, strict=True) if key in grads]
+            leaves = {n: p for n, p in under.items() if p.requires_grad}
+            if pairs and leaves:
+                back = torch.autograd.grad(
+                    [h for h, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True
+                )
+                found |= {n: g for n, g in zip(leaves, back, strict=True) if g is not None}
+            self._below = None
+        name = self.network.embedding
+        if name in found:
+            found[name] = found[name].reshape(-1, found[name].shape[-1])
+        return found
+
+    # adapting
+
+    def start(self, local: Params) -> Fast:
+        """The tasks' parameters before the first step; the head is set from the support set where it asks for it.
+
+        Differentiable in `local` where gradients are enabled.
+        """
+        network = self.network
+        outside = torch.is_grad_enabled()
+        own, shared = {}, {}
+        for name, tensor in local.items():
+            if name in network.adapted and not self._is_dual(name):
+                source = tensor if outside else tensor.detach()
+                per_task = source if name == network.embedding else source.expand(self.count, *source.shape)
+                own[name] = per_task if per_task.requires_grad else per_task.detach().requires_grad_()
+            else:
+                shared[name] = tensor if outside else tensor.detach()
+        fast = Fast(own, {}, {}, shared)
+        with torch.enable_grad():
+            features, seen = self._features(own, {}, shared, support=True, phase=0)
+        with torch.set_grad_enabled(outside):
+            shaped = network.head.shaped(features, shared)
+            head = network.head.start(local, shaped, self._support_items.targets, self.outputs)
+        head = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in head.items()}
+        return replace(fast, head=head, features=features, seen=seen)
+
+    def step(self, fast: Fast, how: Step) -> Fast:
+        """One gradient step of every task on its support set."""
+        outside = torch.is_grad_enabled()
+        keep = outside and not how.detach
+        first = fast.features is not None  # the graph to the features starts at `fast`, and may be needed again
+        own = fast.own if keep or first else {n: p.detach().requires_grad_() for n, p in fast.own.items()}
+        head = fast.head if keep else {n: w.detach().requires_grad_() for n, w in fast.head.items()}
+        with torch.enable_grad():
+            features, seen = fast.features, fast.seen
+            if features is None:
+                features, seen = self._features(own, fast.history, fast.shared, support=True, phase=fast.steps)
+            # a node of its own: the head's weights, if made from the same features, count as independent of them
+            item = features.view_as(features) if keep else features.detach().requires_grad_()
+            loss = self._losses(head, item, fast.shared, self._support_items).sum()
+            of_head = torch.autograd.grad(loss, [item, *head.values()], create_graph=keep)
+            names, watched = list(own), list(seen)
+            below: tuple[Tensor | None, ...] = ()
+            if own or seen:
+                wanted = [*own.values(), *(seen[n][1] for n in watched)]
+                below = torch.autograd.grad(
+                    features,
+                    wanted,
+                    of_head[0],
+                    create_graph=keep,
+                    retain_graph=keep or (first and outside),
+                    allow_unused=True,
+                )
+        grads: dict[str, Tensor | None] = dict(zip(names, below[: len(names)], strict=True))
+        if self.network.backbone.adapt != "body":
+            grads |= {f"head.{n}": g for n, g in zip(head, of_head[1:], strict=True)}
+        olds = {**fast.own, **{f"head.{n}": w for n, w in fast.head.items()}}
+        moved = self._moved(olds, grads, how, keep)
+        history = dict(fast.history)
+        for name, grad in zip(watched, below[len(names) :], strict=True):
+            if grad is not None:
+                history[name] = _longer(history.get(name), seen[name][0], grad * how.rates(f"{name}.weight"), keep)
+        return Fast(
+            {n: moved[n] for n in names},
+            history,
+            {n: moved[f"head.{n}"] for n in head},
+            fast.shared,
+            fast.steps + 1,
+            None if own or seen else features,
+        )
+
+    def _moved(self, olds: Params, grads: dict[str, Tensor | None], how: Step, keep: bool) -> Params:
+        """Old parameters less step size times gradient of the whole inner objective."""
+        pulls = {}
+        for name in olds:
+            grad = grads.get(name)
+            old = olds[name] if keep else olds[name].detach()
+            if how.l2 and (grad is not None or name in grads):
+                grad = 2 * how.l2 * old if grad is None else grad + 2 * how.l2 * old
+            if how.proximal and name in how.anchor:
+                away = how.proximal * (old - how.anchor[name])
+                grad = away if grad is None else grad + away
+            if grad is not None:
+                pulls[name] = grad
+        if how.clip is not None and pulls:
+            norm = torch.stack([g.flatten(1).square().sum(1) for g in pulls.values()]).sum(0).sqrt()
+            factor = how.clip / norm.clamp(min=how.clip)
+            pulls = {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in pulls.items()}
+        return {n: old - how.rates(n) * pulls[n] if n in pulls else old for n, old in olds.items()}
+
+    # losses
+
+    def support_losses(self, fast: Fast) -> Tensor:
+        """Mean loss over each task's support items, [task]."""
+        features = fast.features
+        if features is None:
+            features, _ = self._features(fast.own, fast.history, fast.shared, support=True, phase=fast.steps)
+        return self._losses(fast.head, features, fast.shared, self._support_items)
+
+    def query_logits(self, fast: Fast) -> Tensor:
+        """Scores of the query items, [task, item, output]."""
+        features, _ = self._features(fast.own, fast.history, fast.shared, support=False, phase=-1)
+        return self._logits(fast.head, features, fast.shared)
+
+    def query_losses(self, logits: Tensor) -> Tensor:
+        """Mean loss over each task's query items given their scores, [task]."""
+        return self.tasks.losses(logits, self._query_items.targets)
+
+    def answers(self, logits: Tensor) -> list[Tensor]:
+        """The scores of each task's own query items and outputs, [item, output] each, detached."""
+        found = logits.detach()
+        sizes = zip(self._query_items.sizes, self._own_outputs, strict=True)
+        return [found[t, :items, :outputs] for t, (items, outputs) in enumerate(sizes)]
+
+    def _losses(self, head: Params, features: Tensor, shared: Params, items: "_Items") -> Tensor:
+        return self.tasks.losses(self._logits(head, features, shared), items.targets)
+
+    def _logits(self, head: Params, features: Tensor, shared: Params) -> Tensor:
+        logits = self.network.head.logits(head, self.network.head.shaped(features, shared))
+        return logits if self._barred is None else logits + self._barred.unsqueeze(1)
+
+    def _is_dual(self, parameter: str) -> bool:
+        return parameter.removesuffix(".weight") in self.dual
+
+    def _dropout(self, phase: int) -> int | None:
+        if self.seed is None:
+            return None
+        return hash((self.seed, self.episodes[0].number, phase)) & 0x7FFF_FFFF_FFFF_FFFF
+
+    def _features(
+        self, own: Params, history: History, shared: Params, support: bool, phase: int
+    ) -> tuple[Tensor, History]:
+        """Features of the support or query items, [task, item, hidden], and dual layers' inputs and outputs."""
+        layout, items, key = (
+            (self._support, self._support_items, _SUPPORT) if support else (self._query, self._query_items, _QUERY)
+        )
+        weights = Weights(self.count, shared, own, history, self.dual, {})
+        seed, network = self._dropout(phase), self.network
+        if network.cut is None:
+            table = own.get(network.embedding)
+            table = shared[network.embedding] if table is None else table
+            embedded = F.embedding(layout.ids, table.reshape(-1, table.shape[-1]))
+            states = network.states(weights, embedded, layout, seed, self.twice)
+        else:
+            middle = replace(self._middles[key], hidden=shared[key])
+            states = network.above(weights, middle, layout, seed, self.twice)
+        return items.features(states), weights.seen
+
+
+class _Items:
+    """Where the items of several tasks' texts come from, and what they should be."""
+
+    def __init__(self, tasks: TaskLoss, examples: list[Examples], pooling: str, dtype: torch.dtype) -> None:
+        picks = [tasks.picks(e, pooling) for e in examples]
+        targets = [tasks.targets(e) for e in examples]
+        self.sizes = [len(t) for t in targets]
+        self.tasks, self.width = len(examples), max(self.sizes)
+        tokens = [len(e.ids) for e in examples]
+        starts = [sum(tokens[:t]) for t in range(len(tokens))]
+        self.token = torch.cat([p.token + s for p, s in zip(picks, starts, strict=True)])
+        self.weight = (
+            None
+            if picks[0].weight is None
+            else torch.cat([p.weight for p in picks if p.weight is not None]).to(dtype).unsqueeze(1)
+        )
+        self.place: Tensor | None = None
+        if self.tasks > 1 or picks[0].item is not None:
+            places = [
+                (torch.arange(n, device=p.token.device) if p.item is None else p.item) + t * self.width
+                for t, (p, n) in enumerate(zip(picks, self.sizes, strict=True))
+            ]
+            self.place = torch.cat(places)
+        self.targets = targets[0].new_full((self.tasks, self.width), _PAD)
+        for t, target in enumerate(targets):
+            self.targets[t, : len(target)] = target
+
+    def features(self, states: Tensor) -> Tensor:
+        """[token, hidden] -> [task, item, hidden]."""
+        found = states.index_select(0, self.token)
+        if self.weight is not None:
+            found = found * self.weight
+        if self.place is not None:
+            found = found.new_zeros(self.tasks * self.width, found.shape[-1]).index_add(0, self.place, found)
+        return found.view(self.tasks, self.width, -1)
+
+
+def _local(supports: list[Examples], queries: list[Examples], apart: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Embedding rows that occur, [task, row] or [1, row], and each task's token ids as places in them, flat."""
+    both = [torch.cat([s.ids, q.ids]) for s, q in zip(supports, queries, strict=True)]
+    if not apart:
+        rows, joined = torch.unique(torch.cat(both), return_inverse=True)
+        local = list(joined.split([len(b) for b in both]))
+        table = rows.unsqueeze(0)
+    else:
+        pairs = [torch.unique(b, return_inverse=True) for b in both]
+        width = max(len(rows) for rows, _ in pairs)
+        table = torch.stack([F.pad(rows, (0, width - len(rows)), value=int(rows[0])) for rows, _ in pairs])
+        local = [ids + t * width for t, (_, ids) in enumerate(pairs)]
+    cuts = [len(s.ids) for s in supports]
+    return (
+        table,
+        [ids[:c] for ids, c in zip(local, cuts, strict=True)],
+        [ids[c:] for ids, c in zip(local, cuts, strict=True)],
+    )
+
+
+def _longer(before: tuple[Tensor, Tensor] | None, inputs: Tensor, grads: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    if not keep:
+        inputs, grads = inputs.detach(), grads.detach()
+    if before is None:
+        return inputs, grads
+    return torch.cat([before[0], inputs], 1), torch.cat([before[1], grads], 1)
+
+
+__all__ = ["Fast", "Inner", "Params", "Picks", "Rates", "Step", "TaskLoss"]

@@ -1,0 +1,190 @@
+"""Layers that read their weights from outside and know a task axis.
+
+Swapped into a Hugging Face model, they let its forward serve several tasks at once, each with weights of its own, lying
+side by side in the batch. A linear layer can do so in two exact ways:
+
+materialised: each task has its own matrix, and the product is batched;
+dual: an SGD inner loop's matrix is W_t = W_0 - sum_s D_s^T X_s, with X_s the layer's inputs at inner step s and D_s its
+output gradients times the step size, so y = x W_0^T - sum_s (x X_s^T) D_s needs no matrix of its own: one product with
+W_0 is shared by all tasks, and the rest are small.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Params = dict[str, Tensor]
+History = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Weights:
+    """What the swapped layers of one model read while a forward runs.
+
+    shared: by name, used by all tasks; own: by name, [task, ...]; history: layer -> (inputs [task, token, in], output
+    gradients times step size [task, token, out]) of earlier inner steps; watched: dual layers, whose input and output
+    this forward records in `seen`.
+    """
+
+    tasks: int = 1
+    shared: Params = field(default_factory=dict)
+    own: Params = field(default_factory=dict)
+    history: History = field(default_factory=dict)
+    watched: frozenset[str] = frozenset()
+    seen: History = field(default_factory=dict)
+
+
+class _Swapped(nn.Module):
+    """A layer of a model that reads its weights from `now`."""
+
+    def __init__(self, name: str, now: Weights) -> None:
+        super().__init__()
+        self.name, self.now = name, now
+
+    @property
+    def weight(self) -> Tensor:
+        """For model code that looks at a layer's weight (its type, say)."""
+        return self._pick("weight")
+
+    def _pick(self, leaf: str) -> Tensor:
+        """The parameter: [task, ...] where each task has its own, else shared."""
+        name = f"{self.name}.{leaf}"
+        own = self.now.own.get(name)
+        return self.now.shared[name] if own is None else own
+
+    def _is_own(self, leaf: str) -> bool:
+        return f"{self.name}.{leaf}" in self.now.own
+
+
+class TaskLinear(_Swapped):
+    """nn.Linear, or GPT-2's Conv1D (`transposed`: its weight is [in, out])."""
+
+    def __init__(self, name: str, now: Weights, bias: bool, transposed: bool) -> None:
+        super().__init__(name, now)
+        self.bias, self.transposed = bias, transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]; the leading axis holds the tasks side by side."""
+        now = self.now
+        one = now.tasks == 1
+        weight = self._pick("weight")
+        own_weight = self._is_own("weight")
+        if own_weight and one:
+            weight = weight[0]
+        matrix = weight.mT if self.transposed else weight
+        bias: Tensor | None = None
+        fused = False
+        if self.bias:
+            bias = self._pick("bias")
+            own_bias = self._is_own("bias")
+            if own_bias and one:
+                bias = bias[0]
+            fused = one or not own_bias
+        if one or not own_weight:
+            y = F.linear(x, matrix, bias if fused else None)
+            if bias is not None and not fused:
+                y = (y.reshape(now.tasks, -1, y.shape[-1]) + bias.unsqueeze(1)).view(y.shape)
+        else:
+            rows = x.reshape(now.tasks, -1, x.shape[-1])
+            y = (
+                rows @ matrix.mT
+                if bias is None
+                else torch.baddbmm(bias.unsqueeze(1) if not fused else bias, rows, matrix.mT)
+            )
+            y = y.view(*x.shape[:-1], y.shape[-1])
+        if self.name in now.watched:
+            rows = x.reshape(now.tasks, -1, x.shape[-1])
+            if self.name in now.history:
+                inputs, grads = now.history[self.name]
+                y = torch.baddbmm(
+                    y.view(now.tasks, -1, y.shape[-1]), rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0
+                ).view(y.shape)
+            now.seen[self.name] = (rows, y)
+        return y
+
+
+class TaskNorm(_Swapped):
+    """nn.LayerNorm, its affine part outside the kernel where tasks differ."""
+
+    def __init__(self, name: str, now: Weights, layer: nn.LayerNorm) -> None:
+        super().__init__(name, now)
+        self.shape, self.eps = layer.normalized_shape, layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        weight, bias = self._pick("weight"), self._pick("bias")
+        if self.now.tasks == 1 or not self._is_own("weight"):
+            if self._is_own("weight"):
+                weight, bias = weight[0], bias[0]
+            return F.layer_norm(x, self.shape, weight, bias, self.eps)
+        y = F.layer_norm(x, self.shape, None, None, self.eps).reshape(self.now.tasks, -1, x.shape[-1])
+        return (y * weight.unsqueeze(1) + bias.unsqueeze(1)).view(x.shape)
+
+
+class TaskRmsNorm(_Swapped):
+    """The root-mean-square norm of T5 and Llama types, in float32 inside as theirs."""
+
+    def __init__(self, name: str, now: Weights, eps: float) -> None:
+        super().__init__(name, now)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        weight = self._pick("weight")
+        y = x.to(torch.float32)
+        y = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        if self._is_own("weight"):
+            return (y.reshape(self.now.tasks, -1, x.shape[-1]) * weight.unsqueeze(1)).view(x.shape)
+        return y * weight
+
+
+class TaskEmbedding(_Swapped):
+    """nn.Embedding over positions or types: the same indices may serve all rows."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[row, place] or [1, place] -> [row or task, place, hidden]."""
+        weight = self._pick("weight")
+        if not self._is_own("weight"):
+            return F.embedding(ids, weight)
+        if self.now.tasks == 1:
+            return F.embedding(ids, weight[0])
+        per_row = ids.dim() == 2 and ids.shape[0] % self.now.tasks == 0 and ids.shape[0] > 1
+        assert per_row, f"{self.name}: indices of shape {tuple(ids.shape)} do not tell tasks apart"
+        start = torch.arange(self.now.tasks, device=ids.device) * weight.shape[1]
+        offset = start.repeat_interleave(ids.shape[0] // self.now.tasks)[:, None]
+        return F.embedding(ids + offset, weight.reshape(-1, weight.shape[-1]))
+
+
+def swap(model: nn.Module, now: Weights, skip: str) -> bool:
+    """Swaps every layer of `model` that has parameters (but `skip`, the token embedding); False if it has others.
+
+    The model is changed only where all its parameters belong to layers that can be swapped.
+    """
+    new: dict[str, nn.Module] = {}
+    covered: set[str] = {skip}
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if type(layer) is nn.Linear or isinstance(layer, Conv1D):
+            new[name] = TaskLinear(name, now, layer.bias is not None, isinstance(layer, Conv1D))
+        elif type(layer) is nn.LayerNorm and layer.elementwise_affine and layer.bias is not None:
+            new[name] = TaskNorm(name, now, layer)
+        elif kind == "T5LayerNorm" or (kind.endswith("RMSNorm") and hasattr(layer, "variance_epsilon")):
+            new[name] = TaskRmsNorm(name, now, layer.variance_epsilon)
+        elif type(layer) is nn.Embedding and f"{name}.weight" != skip:
+            new[name] = TaskEmbedding(name, now)
+        else:
+            continue
+        covered.update(f"{name}.{leaf}" for leaf, _ in layer.named_parameters(recurse=False))
+    if any(name not in covered for name, _ in model.named_parameters()):
+        return False
+    for name, layer in new.items():
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent) if parent else model
+        if isinstance(owner, (nn.ModuleList, nn.Sequential)):
+            owner[int(leaf)] = layer
+        else:
+            setattr(owner, leaf, layer)
+    return True

@@ -14,7 +14,7 @@ from raymeta.layers import Params
 from raymeta.model import Network
 
 
-class Algorithm(Component, family="raymeta.algorithms", noun="algorithm"):
+class Algorithm(Component, family="raymeta.algorithms", noun="algorithm", usual="maml"):
     """A meta-learning algorithm."""
 
     def init(self, network: Network) -> Params:

@@ -13,7 +13,7 @@ from torch import Tensor
 from raymeta.component import Component
 
 
-class Head(Component, family="raymeta.heads", noun="head"):
+class Head(Component, family="raymeta.heads", noun="head", usual="prototype"):
     """Where a task's output layer starts."""
 
     reads_support: ClassVar[bool] = False

@@ -46,21 +46,24 @@ _WANTED = {
     "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping", "greater_than": "a number greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}", "less_than": "a number less than {lt:g}", "less_than_equal": "at most {le:g}",
     "literal_error": "{expected}", "wanted": "{wanted}",
+    "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
 }  # fmt: skip
 """What pydantic misses, in words that complete "give ..."."""
+
+
+_Mistake = tuple[tuple[str, ...], Any]
+"""Where a mistake is, and what pydantic says of it."""
 
 
 def told(error: ValidationError) -> list[str]:
     """One line for each mistake: the setting's dotted name, what it should be, and what it is."""
     wanted: dict[tuple[str, ...], tuple[list[str], Any]] = {}
     lines: dict[str, None] = {}
-    found = list(_mistakes(error, ()))
-    for place, mistake in found:
+    for place, mistake in _of_the_nearest_member(list(_mistakes(error, ()))):
         name = ".".join(place)
         kind, context, value = mistake["type"], mistake.get("ctx", {}), mistake.get("input")
         if kind in _WANTED:
-            if not any(len(other) > len(place) and other[: len(place)] == place for other, _ in found):
-                wanted.setdefault(place, ([], value))[0].append(_WANTED[kind].format(**context))
+            wanted.setdefault(place, ([], value))[0].append(_WANTED[kind].format(**context))
             continue
         message = "is missing, and has no default" if kind == "missing" else str(context.get("error") or mistake["msg"])
         inside = re.match(r"[a-z_][a-z_.0-9]*: ", message)
@@ -80,7 +83,27 @@ def told(error: ValidationError) -> list[str]:
     return list(lines)
 
 
-def _mistakes(error: ValidationError, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _of_the_nearest_member(found: list[_Mistake]) -> list[_Mistake]:
+    """The mistakes without those that other members of a union found: one that read on into the value was meant."""
+
+    def unknown(mistake: Any) -> bool:
+        return mistake["type"] == "setting" and mistake["msg"].startswith("unknown setting")
+
+    kept: list[_Mistake] = []
+    for place, mistake in found:
+        here = [m for p, m in found if p == place]
+        deeper = any(len(p) > len(place) and p[: len(place)] == place for p, _ in found)
+        near = [m for m in here if unknown(m) and "did you mean" in m["msg"]]
+        if unknown(mistake):
+            keep = not deeper and mistake is (near or [m for m in here if unknown(m)])[0]
+        else:
+            keep = mistake["type"] not in _WANTED or not (deeper or any(unknown(m) for m in here))
+        if keep:
+            kept.append((place, mistake))
+    return kept
+
+
+def _mistakes(error: ValidationError, above: tuple[str, ...]) -> Iterator[_Mistake]:
     for mistake in error.errors():
         place = (*above, *(str(p) for p in mistake["loc"] if not _is_a_type(p)))
         inner = mistake.get("ctx", {}).get("error")
@@ -93,5 +116,5 @@ def _mistakes(error: ValidationError, above: tuple[str, ...]) -> Iterator[tuple[
 def _is_a_type(part: str | int) -> bool:
     """Whether pydantic put the name of a union's member where a setting's name should be."""
     return isinstance(part, str) and (
-        "[" in part or part in {"str", "int", "float", "bool"} or part[:1].isupper() or part in {"is-instance"}
+        "[" in part or part in {"str", "int", "float", "bool"} or re.fullmatch(r"[A-Z][a-z]\w*", part) is not None
     )

@@ -14,6 +14,7 @@ from raymeta.algorithms.protonet import Protonet
 from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
+from raymeta.errors import UserError
 from raymeta.heads.prototype import Prototype
 from raymeta.layers import Params
 from raymeta.metrics import Estimate, estimates
@@ -116,15 +117,26 @@ def meta_parameters(run: Run, network: Network, workers: Workers) -> Params:
     return {**network.params(), **{n: p.to(workers.device) for n, p in run.algorithm.init(network).items()}}
 
 
+def fitting(start: Checkpoint, params: Params) -> Params:
+    """The checkpoint's parameters; raises UserError where they are not those of a model with `params`."""
+    found = start.params()
+    for name, value in found.items():
+        if name not in params or params[name].shape != value.shape:
+            there = f"a shape of {tuple(params[name].shape)}" if name in params else "no such parameter"
+            raise UserError(
+                f"checkpoint {start.folder} is of another model: its {name} has the shape {tuple(value.shape)}, and this run's "
+                f"model has {there}; give a checkpoint of this run, or the settings of {start.folder / 'run.yaml'}"
+            )
+    return found
+
+
 def _measure(payload: dict[str, Any], workers: Workers) -> None:
     """All rows of all settings, as every worker runs it; the first worker writes what was found."""
     run = Run.of(payload["run"])
     network = loaded(run, workers)
     first = meta_parameters(run, network, workers)
-    trained = {
-        **first,
-        **{n: p.to(workers.device) for n, p in checkpoint.load(Path(payload["checkpoint"])).params().items()},
-    }
+    start = checkpoint.load(Path(payload["checkpoint"]))
+    trained = {**first, **{n: p.to(workers.device) for n, p in fitting(start, first).items()}}
     settings = []
     for shots in run.evaluate.shots or (None,):
         tasks = run.measured(shots)

@@ -10,6 +10,7 @@ from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
 from raymeta.episodes import Episode
+from raymeta.errors import UserError
 from raymeta.layers import Params
 from raymeta.metrics import estimates
 from raymeta.model import Network
@@ -46,7 +47,13 @@ def finished(run: Run) -> Result | None:
 
 def _best(root: Path, last: Checkpoint) -> Checkpoint:
     best = last.state.get("best")
-    return checkpoint.load(root / f"step_{best['step']:06d}") if best else last
+    if not best:
+        return last
+    try:
+        return checkpoint.load(root / f"step_{best['step']:06d}")
+    except UserError as error:
+        print(f"{error}; the last checkpoint, of step {last.step}, is used in place of the best")
+        return last
 
 
 def metatrain(run: Run) -> Result:

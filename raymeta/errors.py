@@ -87,7 +87,7 @@ def _of_the_nearest_member(found: list[_Mistake]) -> list[_Mistake]:
     """The mistakes without those that other members of a union found: one that read on into the value was meant."""
 
     def unknown(mistake: Any) -> bool:
-        return mistake["type"] == "setting" and mistake["msg"].startswith("unknown setting")
+        return mistake["type"] == "setting" and str(mistake["msg"]).startswith("unknown setting")
 
     kept: list[_Mistake] = []
     for place, mistake in found:

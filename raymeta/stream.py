@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from raymeta.episodes import Drawn, Episode, Pool
-from raymeta.prepare import Prepared, calm_ray_data
+from raymeta.prepare import calm_ray_data
+from raymeta.store import Prepared
 from raymeta.tasks import Choices, Tasks
 
 _BLOCK_EPISODES = 32

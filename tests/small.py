@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from raymeta.corpora import Corpus, Row
 from raymeta.model import Backbone
-from raymeta.prepare import Prepared, prepare
+from raymeta.prepare import prepare
+from raymeta.store import Prepared
 from raymeta.stream import Source
 from raymeta.tasks import Tasks
 

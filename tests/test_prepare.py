@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from raymeta import prepare as module
+from raymeta import store
 from raymeta.corpora import Corpus
 from raymeta.episodes import SPLITS
 from raymeta.model import Backbone
-from raymeta.prepare import Prepared
+from raymeta.sorting import sort
+from raymeta.store import Prepared
 from raymeta.tasks import Tasks
 from tests.small import DATA, INTENTS, SENTENCES, as_conll, as_jsonl, ready
 
@@ -35,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_rows_that_went_in_come_out(tmp_path, tiny_tokenizer_folder, monkeypatch):
-    monkeypatch.setattr(module, "_FILE_ROWS", 10)
+    monkeypatch.setattr(store, "FILE_ROWS", 10)
     prepared, _ = ready(tmp_path, tiny_tokenizer_folder, INTENT_FILE, intents(column="fold", train="train", test="dev"))
     assert len(list(prepared.folder.glob("rows-*.arrow"))) == 4
     tokenizer = Backbone(name=tiny_tokenizer_folder).tokenizer()
@@ -159,7 +161,7 @@ def test_the_prepared_corpus_is_the_same_whoever_finishes_first_and_whatever_the
         parts = [work(c) for c in chunks]
         work(chunks[0])  # a task that runs twice changes nothing
         parts.sort(key=lambda p: (p.order, p.number))
-        module._sort(building, parts, source, kind.split, 0, [s.name for s in shards])
+        sort(building, parts, source, kind.split, 0, [s.name for s in shards])
         for part in (building / "parts").iterdir():
             part.unlink()
         (building / "parts").rmdir()

@@ -15,7 +15,7 @@ from raymeta.layers import Params
 from raymeta.metrics import estimates
 from raymeta.model import Network
 from raymeta.outer import OuterLoop
-from raymeta.prepare import prepare
+from raymeta.prepare import check, prepare
 from raymeta.stages.evaluate import loaded, meta_parameters, scores
 from raymeta.stream import Source, steps
 from raymeta.track import Follow, Track
@@ -62,6 +62,7 @@ def metatrain(run: Run) -> Result:
     if done:
         print(f"meta-training is done: {done.last.folder}")
         return done
+    check(run.corpus, run.tasks)
     with checkpoint.locked(run.folder):
         connect(run.cluster)
         _launch(run, run.folder)

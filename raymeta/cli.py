@@ -1,6 +1,7 @@
 """The command line: verbs over runs. The only place that prints errors and sets the exit status."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -122,11 +123,21 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that `kind: my_module:MyClass` finds a file beside the run
+    received: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
     try:
         app()
     except UserError as error:
         print(f"raymeta: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except BaseException:
+        if not received:
+            raise
         print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + received[0])

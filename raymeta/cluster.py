@@ -1,9 +1,14 @@
 """Where a run runs: a profile (in this process, on this machine's cores, on a cluster's GPUs), and how to start on it."""
 
+import atexit
 import logging
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -80,20 +85,46 @@ def connect(profile: Profile) -> None:
         # a cluster on this host asks for a token, as is Ray's default; that it does is no news to a run's reader
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         need = profile.workers * profile.cpus_per_worker
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
                 cpus = max(os.cpu_count() or 1, int(-(-need // 1)))
-                # with the dashboard (on a free port of this host): Ray Train's helpers ask its state API, and complain without
-                ray.init(
-                    address="local", num_cpus=cpus, include_dashboard=True, dashboard_port=0, logging_level="warning"
-                )
+                port = _free_port()
+                # Ray Train's helpers ask the dashboard; told which, they find it beside other clusters on this host
+                os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=True,
+                        dashboard_port=port,
+                        logging_level="warning",
+                    )
+                finally:
+                    del os.environ["RAY_API_SERVER_ADDRESS"]
             else:
                 ray.init(address=profile.address or os.environ["RAY_ADDRESS"], logging_level="warning")
         except ConnectionError as error:
             raise UserError(
                 f"cluster.address: no Ray cluster at {profile.address or os.environ.get('RAY_ADDRESS')!r}: {error}"
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which says nothing of a run
+        atexit.register(_hush)
     _check_resources(profile, ray.cluster_resources())
+
+
+def _hush() -> None:
+    """Keeps what Ray's helpers say while this process takes the cluster down off the console."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _check_resources(profile: Profile, there: dict[str, float]) -> None:
@@ -121,6 +152,7 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
     if profile.in_process:
         job(payload, Workers())
         return
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -158,11 +190,18 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
             failure_config=FailureConfig(max_failures=profile.max_failures, controller_failure_limit=3),
             callbacks=[_stop_on_user_error(str(note))],
             worker_runtime_env={"env_vars": environment},
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    controllers: list[Any] = []
+    trainer._register_sigint_handler = controllers.append  # Ray's own would end this process; ours says what to do
     try:
         trainer.fit()
+    except KeyboardInterrupt:
+        for controller in controllers:
+            with suppress(ray.exceptions.RayActorError):
+                ray.get(controller.abort.remote(), timeout=30)
+        raise
     except (ControllerError, WorkerGroupError) as error:
         if note.is_file():
             raise UserError(note.read_text(encoding="utf-8")) from error
@@ -177,6 +216,7 @@ def _stop_on_user_error(note: str) -> Any:
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             if Path(note).is_file():
+                logging.disable()  # the driver says what is wrong, and where is of no use
                 raise RuntimeError("a mistake in settings or data; see the message below")
 
     return StopOnUserError()
@@ -184,8 +224,6 @@ def _stop_on_user_error(note: str) -> Any:
 
 def _on_worker(config: dict[str, Any]) -> None:
     """What Ray Train calls on each worker."""
-    import logging
-
     import ray.train
     import ray.train.torch
     import ray.train.v2._internal.execution.context as train_context
@@ -203,6 +241,7 @@ def _on_worker(config: dict[str, Any]) -> None:
         temporary = Path(f"{config['note']}.{workers.rank}")
         temporary.write_text(str(error), encoding="utf-8")
         temporary.replace(config["note"])
+        logging.disable()
         raise RuntimeError(str(error)) from error
 
 

@@ -3,8 +3,10 @@
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,7 +81,7 @@ class Follow:
         self._place, self._rest = 0, ""
         self._before: set[int] = set()
         self._last_said = self._last_step = 0.0
-        self._pace: float | None = None
+        self._recent: deque[float] = deque(maxlen=20)
 
     def __enter__(self) -> Self:
         if self.path.exists():
@@ -128,9 +130,11 @@ class Follow:
             return
         if "step_s" not in row:
             return
-        self._pace = row["step_s"] if self._pace is None else 0.9 * self._pace + 0.1 * row["step_s"]
+        self._recent.append(row["step_s"])
         if time.monotonic() - self._last_said >= self.every_s or row["step"] == self.steps:
             self._last_said = time.monotonic()
-            self.say(step_line(row, self.steps, self._pace * (self.steps - row["step"])))
+            # the median, since a first step waits for what starts up; a single one says nothing
+            eta_s = median(self._recent) * (self.steps - row["step"]) if len(self._recent) > 1 else None
+            self.say(step_line(row, self.steps, eta_s))
         for name in row.get("left_out", []):
             self.say(f"step {row['step']}: task {name} had a loss or gradient that is not finite, and was left out")

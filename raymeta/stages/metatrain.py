@@ -83,9 +83,18 @@ def _launch(run: Run, folder: Path) -> None:
                 f"{split}: {len(left_out)} classes have too few examples for an episode and are not drawn: {', '.join(sorted(left_out)[:5])}"
             )
     (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")
-    payload = {"run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder)}
+    start = checkpoint.newest(folder / "checkpoints", say=_silent)
+    if start:
+        print(f"going on from step {start.step}")
+    payload = {
+        "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder), "start": start.step if start else 0,
+    }  # fmt: skip
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.tasks.metric):
         launch(_train, payload, run.cluster, folder)
+
+
+def _silent(line: str) -> None:
+    """For what was said before."""
 
 
 def _train(payload: dict[str, Any], workers: Workers) -> None:
@@ -100,13 +109,13 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         run.outer, {n: p for n, p in params.items() if n in moving or n not in network.base}, network.embedding
     )
     params |= outer.params
-    start = checkpoint.newest(folder / "checkpoints", say=print if workers.first else lambda _: None)
+    start = checkpoint.newest(folder / "checkpoints", say=_silent)
     best = None
     if start:
         outer.restore(start.step, start.params(), start.outer())
         best = start.state.get("best")
-        if workers.first:
-            print(f"going on from step {start.step}")
+        if workers.first and start.step != payload["start"]:
+            print(f"workers were lost; going on from step {start.step}")
     track = Track(folder / "metrics.jsonl", outer.step) if workers.first else None
     stream = steps(
         source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray

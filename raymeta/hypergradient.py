@@ -136,6 +136,31 @@ def finite_difference(
     return _step(inner, local, grads, losses, logits)
 
 
+def carried_back(
+    inner: Inner, params: Params, way: Callable[[Inner, Fast, Params, Params], tuple[Params, Fast]]
+) -> MetaStep:
+    """For algorithms whose meta-gradient is not that of the unrolled loop: `way` gives the gradient of the tasks' starting
+    parameters (and adds that of other local ones to the dictionary it is handed), and the adapted parameters.
+
+    It is carried from there to the meta-parameters: through the head's start, and the rows of the embedding.
+    """
+    local = inner.opened(params)
+    start = inner.start(local)
+    grads: Params = {}
+    with torch.no_grad():
+        fixed = Fast(
+            {n: p.detach().requires_grad_() for n, p in start.own.items()},
+            {},
+            {n: w.detach().requires_grad_() for n, w in start.head.items()},
+            start.shared,
+        )
+        back, fast = way(inner, fixed, local, grads)
+        logits = inner.query_logits(fast)
+        losses = inner.query_losses(logits)
+    _through(start, back, {}, local, grads)
+    return _step(inner, local, grads, losses, logits)
+
+
 WAYS = {"unrolled": unrolled, "recomputed": recomputed, "finite_difference": finite_difference}
 """The ways, by their name in settings."""
 

@@ -167,7 +167,11 @@ class Inner:
         with torch.set_grad_enabled(any(p.requires_grad for p in (*under.values(), embedding))):
             for key, layout, phase in ((_SUPPORT, self._support, 0), (_QUERY, self._query, -1)):
                 middle = network.below(
-                    weights, F.embedding(layout.ids, embedding), layout, self._dropout(phase), self.twice
+                    weights,
+                    F.embedding(layout.ids, embedding.view(-1, embedding.shape[-1])),
+                    layout,
+                    self._dropout(phase),
+                    self.twice,
                 )
                 self._middles[key] = middle
                 hidden.append(middle.hidden)
@@ -235,7 +239,7 @@ class Inner:
             if features is None:
                 features, seen = self._features(own, fast.history, fast.shared, support=True, phase=fast.steps)
             # a node of its own: the head's weights, if made from the same features, count as independent of them
-            item = features.view_as(features) if keep else features.detach().requires_grad_()
+            item = features.view_as(features) if keep and features.requires_grad else features.detach().requires_grad_()
             loss = self._losses(head, item, fast.shared, self._support_items).sum()
             of_head = torch.autograd.grad(loss, [item, *head.values()], create_graph=keep)
             names, watched = list(own), list(seen)

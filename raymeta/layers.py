@@ -96,13 +96,13 @@ class TaskLinear(_Swapped):
             )
             y = y.view(*x.shape[:-1], y.shape[-1])
         if self.name in now.watched:
-            rows = x.reshape(now.tasks, -1, x.shape[-1])
+            rows, shape = x.reshape(now.tasks, -1, x.shape[-1]), y.shape
+            y = y.view(now.tasks, -1, shape[-1])
             if self.name in now.history:
                 inputs, grads = now.history[self.name]
-                y = torch.baddbmm(
-                    y.view(now.tasks, -1, y.shape[-1]), rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0
-                ).view(y.shape)
+                y = torch.baddbmm(y, rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0)
             now.seen[self.name] = (rows, y)
+            y = y.view(shape)
         return y
 
 
@@ -125,7 +125,7 @@ class TaskNorm(_Swapped):
 
 
 class TaskRmsNorm(_Swapped):
-    """The root-mean-square norm of T5 and Llama types, in float32 inside as theirs."""
+    """The root-mean-square norm of T5 and Llama types, in float32 at least inside, as theirs."""
 
     def __init__(self, name: str, now: Weights, eps: float) -> None:
         super().__init__(name, now)
@@ -134,7 +134,7 @@ class TaskRmsNorm(_Swapped):
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
         weight = self._pick("weight")
-        y = x.to(torch.float32)
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
         y = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         if self._is_own("weight"):
             return (y.reshape(self.now.tasks, -1, x.shape[-1]) * weight.unsqueeze(1)).view(x.shape)

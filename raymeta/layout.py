@@ -4,6 +4,7 @@ In a packed row, positions start anew with each text and a block-diagonal mask k
 spent on padding. Several tasks lie side by side: each has the same number of rows.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from raymeta.episodes import Ints
 
-_ROOM = 128
-"""Places of a packed row, where no text is longer: long enough to fill well, short enough for attention to stay cheap."""
+_ROOM = 256
+"""Most places of a packed row, where no text is longer."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ class Layout:
     where: Tensor
 
 
-def packed(ids: Sequence[Tensor], lengths: Sequence[Tensor], dtype: torch.dtype, causal: bool) -> Layout:
-    """Texts of each task laid several to a row (first fit, longest first). `causal`: a token sees none after it."""
+def packed(
+    ids: Sequence[Tensor], lengths: Sequence[Tensor], dtype: torch.dtype, causal: bool, attention: float = 0.0
+) -> Layout:
+    """Texts of each task laid several to a row, in as many rows as cost least.
+
+    causal: a token sees none after it. attention: what a place costs more for each place of its row, as a share of what it
+    costs anyway; so long rows, which fill better, must be worth their attention.
+    """
     sizes = [n.cpu().numpy() for n in lengths]
-    width = max(int(max(n.max() for n in sizes)), min(_ROOM, int(max(n.sum() for n in sizes))))
-    bins = [_first_fit(n, width) for n in sizes]
-    rows = max(len(used) for _, _, used in bins)
-    width = max(max(used) for _, _, used in bins)
-    firsts = [(task * rows + row) * width + start for task, (row, start, _) in enumerate(bins)]
+    rows, width, laid = _cheapest(sizes, attention)
+    firsts = [(task * rows + row) * width + start for task, (row, start) in enumerate(laid)]
     where, inside = _places(np.concatenate(firsts), np.concatenate(sizes))
     total = len(sizes) * rows * width
     positions, owner = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
@@ -80,17 +84,31 @@ def _places(first: Ints, sizes: Ints) -> tuple[Ints, Ints]:
     return np.repeat(first, sizes) + inside, inside
 
 
-def _first_fit(sizes: Ints, width: int) -> tuple[Ints, Ints, list[int]]:
-    """Row and start of each text, and the places used of each row."""
-    used: list[int] = []
-    row = np.zeros(len(sizes), dtype=np.int64)
-    start = np.zeros(len(sizes), dtype=np.int64)
-    for text in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[text])
-        found = next((r for r, u in enumerate(used) if u + size <= width), None)
-        if found is None:
-            found = len(used)
-            used.append(0)
-        row[text], start[text] = found, used[found]
-        used[found] += size
-    return row, start, used
+def _cheapest(sizes: Sequence[Ints], attention: float) -> tuple[int, int, list[tuple[Ints, Ints]]]:
+    """Rows of a task and their width, and for each task its texts' rows and starts."""
+    longest = int(max(n.max() for n in sizes))
+    total = int(max(n.sum() for n in sizes))
+    found: tuple[float, int, int, list[tuple[Ints, Ints]]] | None = None
+    for rows in range(-(-total // max(longest, _ROOM)), max(len(n) for n in sizes) + 1):
+        laid = [_spread(n, rows) for n in sizes]
+        width = max(fullest for _, _, fullest in laid)
+        cost = rows * width * (1 + attention * width)
+        if found is None or cost < found[0]:
+            found = (cost, rows, width, [(row, start) for row, start, _ in laid])
+        if width == longest or (rows + 1) * longest * (1 + attention * longest) >= found[0]:
+            break  # more rows can only be emptier
+    assert found is not None
+    return found[1:]
+
+
+def _spread(sizes: Ints, rows: int) -> tuple[Ints, Ints, int]:
+    """Row and start of each text, and the places of the fullest row: the longest text first, to the emptiest row."""
+    used = [(0, r) for r in range(rows)]
+    row, start = [0] * len(sizes), [0] * len(sizes)
+    fullest = 0
+    for text, size in sorted(enumerate(sizes.tolist()), key=lambda pair: -pair[1]):
+        start[text], row[text] = used[0]
+        end = start[text] + size
+        fullest = max(fullest, end)
+        heapq.heapreplace(used, (end, row[text]))
+    return np.array(row, dtype=np.int64), np.array(start, dtype=np.int64), fullest

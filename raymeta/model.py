@@ -11,11 +11,11 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,6 +30,10 @@ _DROPOUTS = (
     "resid_pdrop", "embd_pdrop", "attn_pdrop",
 )  # fmt: skip
 _LAST_NORMS = ("ln_f", "norm", "final_norm", "final_layer_norm", "final_layernorm")
+
+_ATTENTION = 0.4
+"""What a place's attention to one other place costs, times the hidden size, as a share of the place's other work: products,
+and the passes over each head's scores, which weigh more."""
 
 
 class Last(Section):
@@ -72,6 +76,14 @@ class Backbone(Section):
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may run."""
 
+    @model_validator(mode="after")
+    def _can_move(self) -> Self:
+        if self.adapt == "body" and self.head.kind == "zero":
+            raise ValueError(
+                "adapt: body with head: zero can never move: a head of zeros sends no gradient to the body; use another head"
+            )
+        return self
+
     def path(self) -> str:
         """The folder or hub id that `name` stands for; raises UserError where a package or folder is missing."""
         name = expanded(self.name, "model.name")
@@ -113,7 +125,7 @@ class Backbone(Section):
             module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords))
         except TypeError:  # not every architecture has a pooler to leave out
             module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
-        if config.is_encoder_decoder:
+        if "decoder_input_ids" in inspect.signature(module.forward).parameters:
             module = module.get_encoder()
         return Network(self, module, outputs, seed, self._pooling(path), trained)
 
@@ -298,7 +310,7 @@ class Network:
         """Rows for the texts of each task: packed where the model can, else padded."""
         if not self.packs:
             return padded(ids, lengths)
-        found = packed(ids, lengths, self.dtype, self.causal)
+        found = packed(ids, lengths, self.dtype, self.causal, _ATTENTION / self.module.config.hidden_size)  # type: ignore[union-attr, operator]
         assert found.positions is not None
         return Layout(found.ids, found.positions + self.position_offset, found.mask, found.where)
 
@@ -455,8 +467,7 @@ class Network:
             cut = min(int(n.removeprefix(f"{name}.").split(".")[0]) for n in self.adapted)
         self.cut = cut
         upper = tuple(
-            [f"{name}.{i}." for i in range(cut, len(stack))]
-            + ([f"{norm}."] if norm and cut < len(stack) else [])
+            [f"{name}.{i}." for i in range(cut, len(stack))] + ([f"{norm}."] if norm and cut < len(stack) else [])
         )
         try:
             works = same(self.above(weights, self.below(weights, embedded, layout), layout))

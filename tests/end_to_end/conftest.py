@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from raymeta.cluster import Profile, connect
 from raymeta.config import Run
+from raymeta.stages.metatrain import Result, metatrain
 
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -20,6 +22,13 @@ os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "3"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 MakeRun = Callable[..., Run]
+
+INTERRUPTED = "tests.end_to_end.interrupted:Interrupted"
+
+
+def workers(count: int) -> dict[str, Any]:
+    """A profile of `count` CPU workers."""
+    return {"workers": count, "cpus_per_worker": 1}
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +44,9 @@ def ray_cluster(ray_folder: Path) -> Iterator[None]:
     """A cluster of this process, with more (logical) CPUs than this machine has."""
     import ray
 
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, logging_level="warning",
-        _temp_dir=str(ray_folder),
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_TMPDIR", str(ray_folder))
+        connect(Profile.model_validate(workers(4)))
     yield
     ray.shutdown()
 
@@ -72,3 +80,15 @@ def make_run(settings: dict[str, Any], request: pytest.FixtureRequest) -> MakeRu
         return Run.of({**settings, "name": f"{request.node.originalname}-{name}", **sections})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def alone(settings: dict[str, Any]) -> Result:
+    """What the small run comes to in this process, with nothing in its way."""
+    return metatrain(Run.of({**settings, "name": "alone"}))
+
+
+@pytest.fixture(scope="session")
+def on_two(settings: dict[str, Any], ray_cluster: None) -> Result:
+    """What two workers make of the small run, with nothing in their way."""
+    return metatrain(Run.of({**settings, "name": "on-two", "cluster": workers(2)}))

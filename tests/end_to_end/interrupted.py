@@ -9,7 +9,8 @@ from typing import Literal
 from raymeta.algorithms.maml import Maml
 from raymeta.errors import UserError
 from raymeta.hypergradient import MetaStep
-from raymeta.model import Inner, Params
+from raymeta.inner import Inner
+from raymeta.layers import Params
 
 
 class Interrupted(Maml):
@@ -22,13 +23,13 @@ class Interrupted(Maml):
     how: Literal["killed", "held", "mistaken"]
     """The worker kills itself; it waits, after making the file `sign`.held, to be killed; it finds a user's mistake."""
 
-    def meta_step(self, inner: Inner, params: Params) -> MetaStep:
-        if inner.episode.number == self.at and Path(self.sign).exists():
+    def meta_step(self, inner: Inner, params: Params, step: int) -> MetaStep:
+        if any(e.number == self.at for e in inner.episodes) and Path(self.sign).exists():
             Path(self.sign).unlink()
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "mistaken":
                 raise UserError("algorithm.inner_lr: it is Friday; try again on Monday")
             Path(f"{self.sign}.held").touch()
-            time.sleep(120)
-        return super().meta_step(inner, params)
+            time.sleep(300)
+        return super().meta_step(inner, params, step)

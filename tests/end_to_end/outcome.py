@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raymeta.stages.metatrain import Result
 from raymeta.track import rows
 
@@ -20,11 +18,6 @@ def furthest(one: Result, other: Result) -> float:
     ours, theirs = one.last.params(), other.last.params()
     assert ours.keys() == theirs.keys()
     return max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
-
-
-def moved(result: Result, first: dict[str, torch.Tensor]) -> float:
-    """How far any parameter is from where it began, at most."""
-    return max(float((p - first[n]).abs().max()) for n, p in result.last.params().items())
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

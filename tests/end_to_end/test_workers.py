@@ -5,29 +5,16 @@ from typing import Any
 
 import pytest
 
-from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.stages.metatrain import Result, metatrain
 from raymeta.track import rows
-from tests.end_to_end.conftest import MakeRun
+from tests.end_to_end.conftest import INTERRUPTED, MakeRun, workers
 from tests.end_to_end.outcome import furthest, metrics, same_bytes
-
-INTERRUPTED = "tests.end_to_end.interrupted:Interrupted"
-
-
-def workers(count: int) -> dict[str, Any]:
-    return {"workers": count, "cpus_per_worker": 1}
-
-
-@pytest.fixture(scope="module")
-def on_two(settings: dict[str, Any], ray_cluster: None) -> Result:
-    """What two workers make of the small run, with nothing in their way."""
-    return metatrain(Run.of({**settings, "name": "on-two", "cluster": workers(2)}))
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_one_worker_and_two_walk_the_same_path(make_run: MakeRun, on_two: Result) -> None:
-    alone, on_one = metatrain(make_run("alone")), metatrain(make_run("on-one", cluster=workers(1)))
+def test_one_worker_and_two_walk_the_same_path(make_run: MakeRun, alone: Result, on_two: Result) -> None:
+    on_one = metatrain(make_run("on-one", cluster=workers(1)))
     assert same_bytes(alone, on_one)
     # float32: gradients of about 1 summed in another order differ by 1e-7, which AdamW carries along for 20 steps
     assert furthest(on_one, on_two) < 1e-5

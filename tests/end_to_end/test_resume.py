@@ -1,0 +1,99 @@
+"""A run that was stopped, however it was stopped, goes on as if nothing had been."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymeta.config import Run
+from raymeta.stages.metatrain import finished
+from tests.end_to_end.commands import ended, left_behind, start, wait_for, written
+from tests.end_to_end.conftest import INTERRUPTED, workers
+from tests.end_to_end.outcome import metrics, same_bytes
+
+PLACES = ["in-process", "on-ray"]
+
+
+def held_run(settings: dict[str, Any], name: str, sign: Path, cluster: Any) -> dict[str, Any]:
+    """A run that waits in step 13 to be stopped, once, if the file `sign` is there."""
+    algorithm = {**settings["algorithm"], "kind": INTERRUPTED, "at": 12 * 4 + 1, "sign": str(sign), "how": "held"}
+    return {**settings, "name": name, "algorithm": algorithm, "cluster": cluster}
+
+
+@pytest.mark.parametrize(("cluster", "unbroken"), [("local-debug", "alone"), (workers(2), "on_two")], ids=PLACES)
+def test_a_killed_run_started_again_ends_where_an_unbroken_one_does(
+    cluster: Any,
+    unbroken: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    ray_folder: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    sign = tmp_path / "sign"
+    sign.touch()
+    run = held_run(settings, f"killed-{tmp_path.name}", sign, cluster)
+    folder = Run.of(run).folder
+    command = ("metatrain", written(run, tmp_path / "run.yaml"))
+    environment = {"RAY_TMPDIR": str(ray_folder)}
+    process = start(*command, environment=environment)
+    wait_for(Path(f"{sign}.held"), process)
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)
+    assert [row["step"] for row in metrics(folder) if "split" not in row] == [*range(1, 13)]
+
+    status, said = ended(start(*command, environment=environment))
+    assert status == 0, said
+    assert "going on from step 10" in said
+    broken, whole = finished(Run.of(run)), request.getfixturevalue(unbroken)
+    assert broken is not None
+    assert same_bytes(broken, whole)
+    assert metrics(folder) == metrics(whole.folder)
+    assert [row["step"] for row in metrics(folder) if "split" not in row] == [*range(1, 21)]
+
+
+def test_two_commands_do_not_work_on_one_run_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    sign.touch()
+    values = held_run(settings, "twice", sign, "local-debug")
+    path = written(values, tmp_path / "twice.yaml")
+    first = start("metatrain", path)
+    wait_for(Path(f"{sign}.held"), first)
+    status, said = ended(start("run", path))
+    assert status == 2
+    assert f"process {first.pid}" in said
+    assert "is working on this run" in said
+    assert "Traceback" not in said
+    first.kill()
+    ended(first)
+    status, said = ended(start("metatrain", path))
+    assert status == 0, said
+
+
+@pytest.mark.parametrize(
+    ("cluster", "sent"),
+    [
+        ("local-debug", signal.SIGINT),
+        ("local-debug", signal.SIGTERM),
+        (workers(2), signal.SIGINT),
+        pytest.param(workers(2), signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+    ids=["in-process-int", "in-process-term", "on-ray-int", "on-ray-term"],
+)
+def test_a_stopped_command_leaves_no_process_and_no_traceback(
+    cluster: Any, sent: signal.Signals, settings: dict[str, Any], tmp_path: Path, ray_folder: Path
+) -> None:
+    sign = tmp_path / "sign"
+    sign.touch()
+    values = held_run(settings, f"stopped-{tmp_path.name}", sign, cluster)
+    command = ("run", written(values, tmp_path / "run.yaml"))
+    environment = {"RAY_TMPDIR": str(ray_folder), "RAYMETA_TEST": tmp_path.name}
+    process = start(*command, environment=environment)
+    wait_for(Path(f"{sign}.held"), process)
+    os.kill(process.pid, sent)
+    status, said = ended(process)
+    assert status == 128 + sent
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "stopped; the same command goes on from the newest checkpoint"
+    assert left_behind(tmp_path.name) == []

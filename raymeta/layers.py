@@ -101,6 +101,8 @@ class TaskLinear(_Swapped):
             if self.name in now.history:
                 inputs, grads = now.history[self.name]
                 y = torch.baddbmm(y, rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0)
+            if torch.is_grad_enabled() and not y.requires_grad:
+                y.requires_grad_()  # nothing below adapts but other dual layers
             now.seen[self.name] = (rows, y)
             y = y.view(shape)
         return y

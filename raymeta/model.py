@@ -24,6 +24,7 @@ from raymeta.errors import UserError, did_you_mean, expanded, first_line
 from raymeta.heads import Head
 from raymeta.layers import History, Params, TaskLinear, Weights, swap
 from raymeta.layout import Layout, packed, padded
+from raymeta.lora import Lora, injected, is_adapter
 
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate",
@@ -50,7 +51,7 @@ class Layers(Section):
     """Which layers."""
 
 
-Adapt = Literal["all", "head", "body"] | Last | Layers
+Adapt = Literal["all", "head", "body"] | Last | Layers | Lora
 
 
 class Backbone(Section):
@@ -60,7 +61,8 @@ class Backbone(Section):
     """A hub id, a local folder, or `package:NAME/PATH`: a folder inside an installed Python package."""
     adapt: Adapt = "all"
     """What the inner loop changes: `all`; `head` (ANIL, Raghu et al. 2020); `body`, all but the head (BOIL, Oh et al. 2021);
-    `{last: n}` or `{layers: [...]}`, those layers and the head."""
+    `{last: n}` or `{layers: [...]}`, those layers and the head; `{lora: {rank, alpha, targets}}`, low-rank adapters and the
+    head."""
     head: SerializeAsAny[Head] = Field(default_factory=lambda: Head.model_validate("prototype"))
     """Where a task's output layer starts: `prototype` (ProtoMAML), `zero`, `learned`."""
     pooling: Literal["auto", "mean", "first", "last"] = "auto"
@@ -127,6 +129,8 @@ class Backbone(Section):
             module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
         if "decoder_input_ids" in inspect.signature(module.forward).parameters:
             module = module.get_encoder()
+        if isinstance(self.adapt, Lora):
+            module = injected(module, self.adapt.lora, seed)
         return Network(self, module, outputs, seed, self._pooling(path), trained)
 
     def _pooling(self, path: str) -> str:
@@ -274,6 +278,8 @@ class Network:
             return frozenset(self.base)
         if adapt == "head":
             return frozenset()
+        if isinstance(adapt, Lora):
+            return frozenset(n for n in self.base if is_adapter(n))
         name, stack = self._stack()
         count = len(stack)
         if isinstance(adapt, Last):
@@ -310,7 +316,7 @@ class Network:
         """Rows for the texts of each task: packed where the model can, else padded."""
         if not self.packs:
             return padded(ids, lengths)
-        found = packed(ids, lengths, self.dtype, self.causal, _ATTENTION / self.module.config.hidden_size)  # type: ignore[union-attr, operator]
+        found = packed(ids, lengths, self.dtype, self.causal, _ATTENTION / self.module.config.hidden_size)  # type: ignore[union-attr, operator, arg-type]
         assert found.positions is not None
         return Layout(found.ids, found.positions + self.position_offset, found.mask, found.where)
 
@@ -463,6 +469,8 @@ class Network:
         name, stack = self._stack()
         norm = self._last_norm()
         cut = len(stack)
+        if not all(n.startswith(f"{name}.") for n in self.adapted):
+            return  # an adapter outside of the stack
         if self.adapted:
             cut = min(int(n.removeprefix(f"{name}.").split(".")[0]) for n in self.adapted)
         self.cut = cut

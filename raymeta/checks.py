@@ -33,7 +33,10 @@ def check(run: Run) -> None:
     for shots in run.evaluate.shots or (None,):
         Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
     source = Source(str(prepared.folder), run.tasks, "train", run.seed)
-    print(f"\nepisode 0 of the train split:\n{run.tasks.show(source.episode(0), run.model.tokenizer())}")
+    episode = source.episode(0)
+    for remark in run.algorithm.remarks(network, run.tasks, episode, params | run.algorithm.init(network)):
+        print(remark)
+    print(f"\nepisode 0 of the train split:\n{run.tasks.show(episode, run.model.tokenizer())}")
     print(f"\nthe run's folder is {run.folder}")
 
 

@@ -25,6 +25,10 @@ class Algorithm(Component, family="raymeta.algorithms", noun="algorithm", usual=
         """Raises UserError where the algorithm does not suit the model or its head."""
         return
 
+    def remarks(self, network: Network, tasks: TaskLoss, episode: Episode, params: Params) -> list[str]:
+        """What `raymeta check` should say of the algorithm on this model, measured on a sample episode."""
+        return []
+
     def at_once(self, network: Network) -> int:
         """How many tasks a worker computes together."""
         return 1

@@ -6,7 +6,7 @@ L_support(phi') + proximal / 2 |phi' - phi|^2 (equation 4); at its minimum, the 
 (algorithm 2). Memory does not grow with inner steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
@@ -65,52 +65,49 @@ class Imaml(Algorithm):
 
     def _way(self, inner: Inner, start: Fast, local: Params, grads: Params) -> tuple[Params, Fast]:
         fast = self._descended(inner, start, self.inner_steps)
-        names = [
-            n for n in fast.moving() if not (inner.network.backbone.adapt == "body" and n.startswith("head.fast."))
-        ]
+        body = inner.network.backbone.adapt == "body"
         with torch.enable_grad():
             leaves = {n: p.detach().requires_grad_() for n, p in fast.moving().items()}
-            wanted = {n: p for n, p in local.items() if p.requires_grad}
             at = fast.moved(leaves, {n: local[n] for n in fast.shared})
+            names = [n for n in leaves if not (body and n.startswith("head.fast."))]
+            moving = [leaves[n] for n in names]
+            # what the losses read beside what moves: other meta-parameters, and the head's start where it stays
+            still = {n: p for n, p in {**local, **leaves}.items() if p.requires_grad and n not in names}
             query = inner.query_losses(inner.query_logits(at)).sum()
-            found = torch.autograd.grad(query, [*(leaves[n] for n in leaves), *wanted.values()], allow_unused=True)
-            target = [_or_zero(g, leaves[n]) for n, g in zip(leaves, found, strict=False) if n in names]
-            for name, grad in zip(wanted, found[len(leaves) :], strict=True):
-                if grad is not None:
-                    grads[name] = grads[name] + grad if name in grads else grad
-            support = inner.support_losses(at).sum() + self.l2 * sum(leaves[n].square().sum() for n in names)
-            slope = torch.autograd.grad(support, [leaves[n] for n in names], create_graph=True, allow_unused=True)
-        slopes = [_or_zero(g, leaves[n]) for n, g in zip(names, slope, strict=True)]
+            found = torch.autograd.grad(query, [*moving, *still.values()], allow_unused=True)
+            support = inner.support_losses(at).sum() + self.l2 * sum(p.square().sum() for p in moving)
+            slope = torch.autograd.grad(support, moving, create_graph=True, allow_unused=True)
+        target = [_or_zero(g, p) for g, p in zip(found, moving, strict=False)]
+        curves = [g is not None and g.requires_grad for g in slope]
+        slopes = [g for g in slope if g is not None and g.requires_grad]
 
-        def curved(vector: list[Tensor]) -> list[Tensor]:
+        def product(vector: list[Tensor], of: list[Tensor], keep: bool = True) -> list[Tensor]:
+            """The gradient's slope times a vector, by what `of` it is a slope in."""
+            if not (slopes and of):
+                return [torch.zeros_like(p) for p in of]
+            given = [v for v, bent in zip(vector, curves, strict=True) if bent]
+            back = torch.autograd.grad(slopes, of, given, retain_graph=keep, allow_unused=True)
+            return [_or_zero(g, p) for g, p in zip(back, of, strict=True)]
+
+        def matrix(vector: list[Tensor]) -> list[Tensor]:
             """(I + H / proximal) times a vector; tasks have Hessians of their own, so all are solved together."""
-            pairs = [(s, v) for s, v in zip(slopes, vector, strict=True) if s.requires_grad]
-            product = torch.autograd.grad(
-                [s for s, _ in pairs],
-                [leaves[n] for n in names],
-                [v for _, v in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            return [v + _or_zero(h, v) / self.proximal for v, h in zip(vector, product, strict=True)]
+            return [v + h / self.proximal for v, h in zip(vector, product(vector, moving), strict=True)]
 
-        solved = _conjugate_gradient(curved, target, self.conjugate_steps)
-        pairs = [(s, -v / self.proximal) for s, v in zip(slopes, solved, strict=True) if s.requires_grad]
-        if wanted and pairs:
-            mixed = torch.autograd.grad(
-                [s for s, _ in pairs], list(wanted.values()), [v for _, v in pairs], allow_unused=True
-            )
-            for name, grad in zip(wanted, mixed, strict=True):
-                if grad is not None:
-                    grads[name] = grads[name] + grad if name in grads else grad
-        return dict(zip(names, solved, strict=True)), fast
+        solved = _conjugate_gradient(matrix, target, self.conjugate_steps)
+        mixed = product(solved, list(still.values()), keep=False)
+        back = dict(zip(names, solved, strict=True))
+        for name, grad, through in zip(still, found[len(moving) :], mixed, strict=True):
+            (back if name in leaves else grads)[name] = _or_zero(grad, through) - through / self.proximal
+        return back, fast
 
 
 def _or_zero(tensor: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if tensor is None else tensor
 
 
-def _conjugate_gradient(matrix, target: list[Tensor], steps: int) -> list[Tensor]:  # type: ignore[no-untyped-def]
+def _conjugate_gradient(
+    matrix: Callable[[list[Tensor]], list[Tensor]], target: list[Tensor], steps: int
+) -> list[Tensor]:
     """x with matrix(x) = target for a symmetric positive definite map, each task (first axis) with step sizes of its own."""
 
     def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:

@@ -49,7 +49,7 @@ class Maml(Algorithm):
     """Outer steps over which the query loss after every inner step counts, fading to the last step alone (MSL)."""
     second_order: Literal["auto", "unrolled", "recomputed", "finite_difference"] = "auto"
     """How the gradient goes back through the inner steps: exactly, `unrolled` (fastest) or `recomputed` (least memory), or
-    by `finite_difference` (approximate). `auto`: unrolled up to 5 steps, recomputed beyond."""
+    by `finite_difference` (approximate; `raymeta check` says by how much). `auto`: unrolled up to 5 steps, recomputed beyond."""
     linear: Literal["auto", "materialised", "dual"] = "auto"
     """Whether adapted linear layers have weights of their own for each task, or the dual form; `auto`: for each layer, the
     one with fewer operations for these texts."""
@@ -112,6 +112,22 @@ class Maml(Algorithm):
             raise UserError(
                 f"algorithm.linear: {type(network.module).__name__} has layers that the dual form does not know; use auto"
             )
+
+    def remarks(self, network: Network, tasks: TaskLoss, episode: Episode, params: Params) -> list[str]:
+        if self.second_order != "finite_difference" or self.order == 1 or not self.inner_steps:
+            return []
+        near, exact = (
+            maml.meta_step(maml.bound(network, tasks, [episode]), params, self.anneal_order_at + 1).grads
+            for maml in (self, self.model_copy(update={"second_order": "auto"}))
+        )
+        apart = sum(
+            float((near[n] - g).square().sum()) if n in near else float(g.square().sum()) for n, g in exact.items()
+        )
+        error = (apart / max(sum(float(g.square().sum()) for g in exact.values()), 1e-30)) ** 0.5
+        return [
+            f"finite differences approximate the meta-gradient: on the sample episode it is {100 * error:.2g} % of its length "
+            "away from the exact one (second_order: auto)"
+        ]
 
     def bound(
         self,

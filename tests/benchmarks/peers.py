@@ -34,7 +34,7 @@ class Side:
     def of(cls, examples: Examples, tasks: TaskLoss, pooling: str, width: int) -> "Side":
         """Padded to the longest text, or to `width` if that is more."""
         laid = padded([examples.ids], [examples.lengths])
-        rows, longest = laid.ids.shape
+        longest = laid.ids.shape[1]
         wide = max(width, longest)
         picks = tasks.picks(examples, pooling)
         where = laid.where // longest * wide + laid.where % longest

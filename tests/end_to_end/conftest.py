@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests that need one, and a small run to walk on it."""
+"""One Ray cluster for all tests of this folder, ended after them, and a small run to walk on it."""
 
 import os
 import secrets
@@ -31,7 +31,7 @@ def workers(count: int) -> dict[str, Any]:
     return {"workers": count, "cpus_per_worker": 1}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_folder() -> Iterator[Path]:
     """A short path for Ray's files: the names of its sockets must not be long."""
     folder = Path(tempfile.mkdtemp(prefix="rm", dir="/tmp"))
@@ -39,7 +39,7 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_cluster(ray_folder: Path) -> Iterator[None]:
     """A cluster of this process, with more (logical) CPUs than this machine has."""
     import ray
@@ -82,13 +82,13 @@ def make_run(settings: dict[str, Any], request: pytest.FixtureRequest) -> MakeRu
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def alone(settings: dict[str, Any]) -> Result:
     """What the small run comes to in this process, with nothing in its way."""
     return metatrain(Run.of({**settings, "name": "alone"}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def on_two(settings: dict[str, Any], ray_cluster: None) -> Result:
     """What two workers make of the small run, with nothing in their way."""
     return metatrain(Run.of({**settings, "name": "on-two", "cluster": workers(2)}))

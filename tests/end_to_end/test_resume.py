@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raymeta.config import Run
-from raymeta.stages.metatrain import finished
+from raymeta.errors import UserError
+from raymeta.stages.metatrain import finished, metatrain
 from tests.end_to_end.commands import ended, left_behind, start, wait_for, written
 from tests.end_to_end.conftest import INTERRUPTED, workers
 from tests.end_to_end.outcome import metrics, same_bytes
@@ -53,22 +54,17 @@ def test_a_killed_run_started_again_ends_where_an_unbroken_one_does(
     assert [row["step"] for row in metrics(folder) if "split" not in row] == [*range(1, 21)]
 
 
-def test_two_commands_do_not_work_on_one_run_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_do_not_work_on_one_run_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
     sign = tmp_path / "sign"
     sign.touch()
     values = held_run(settings, "twice", sign, "local-debug")
-    path = written(values, tmp_path / "twice.yaml")
-    first = start("metatrain", path)
+    first = start("metatrain", written(values, tmp_path / "twice.yaml"))
     wait_for(Path(f"{sign}.held"), first)
-    status, said = ended(start("run", path))
-    assert status == 2
-    assert f"process {first.pid}" in said
-    assert "is working on this run" in said
-    assert "Traceback" not in said
+    with pytest.raises(UserError, match=f"process {first.pid} .* is working on this run"):
+        metatrain(Run.of(values))
     first.kill()
     ended(first)
-    status, said = ended(start("metatrain", path))
-    assert status == 0, said
+    assert metatrain(Run.of(values)).last.step == 20
 
 
 @pytest.mark.parametrize(
@@ -76,7 +72,7 @@ def test_two_commands_do_not_work_on_one_run_at_once(settings: dict[str, Any], t
     [
         ("local-debug", signal.SIGINT),
         ("local-debug", signal.SIGTERM),
-        (workers(2), signal.SIGINT),
+        pytest.param(workers(2), signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(workers(2), signal.SIGTERM, marks=pytest.mark.slow),
     ],
     ids=["in-process-int", "in-process-term", "on-ray-int", "on-ray-term"],

@@ -83,21 +83,7 @@ def answers(url: str) -> bool:
 
 def submitted(environment: dict[str, str], *words: str) -> tuple[int, str]:
     """Exit status and log of `python -m raymeta ...` as a job."""
-    excludes = '{"excludes": [".git", "tests"]}'
-    command = [
-        "ray",
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--runtime-env-json",
-        excludes,
-        "--",
-        "python",
-        "-m",
-        "raymeta",
-        *words,
-    ]
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "raymeta", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     return done.returncode, done.stdout + done.stderr
 

@@ -214,7 +214,7 @@ class Inner:
         for name, tensor in local.items():
             if name in network.adapted and not self._is_dual(name):
                 source = tensor if outside else tensor.detach()
-                per_task = source if name == network.embedding else source.expand(self.count, *source.shape)
+                per_task = source if name == network.embedding else _for_each(source, self.count)
                 own[name] = per_task if per_task.requires_grad else per_task.detach().requires_grad_()
             else:
                 shared[name] = tensor if outside else tensor.detach()
@@ -289,7 +289,7 @@ class Inner:
             norm = torch.stack([g.flatten(1).square().sum(1) for g in pulls.values()]).sum(0).sqrt()
             factor = how.clip / norm.clamp(min=how.clip)
             pulls = {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in pulls.items()}
-        return {n: old - how.rates(n) * pulls[n] if n in pulls else old for n, old in olds.items()}
+        return {n: _descended(olds[n], how.rates(n), pulls[n]) if n in pulls else olds[n] for n in olds}
 
     # losses
 
@@ -405,6 +405,16 @@ def _local(supports: list[Examples], queries: list[Examples], apart: bool) -> tu
         [ids[:c] for ids, c in zip(local, cuts, strict=True)],
         [ids[c:] for ids, c in zip(local, cuts, strict=True)],
     )
+
+
+def _for_each(tensor: Tensor, tasks: int) -> Tensor:
+    """The tensor for each task, without a copy; the gradient of one task needs none either."""
+    return tensor.unsqueeze(0) if tasks == 1 else tensor.expand(tasks, *tensor.shape)
+
+
+def _descended(old: Tensor, rate: Tensor | float, grad: Tensor) -> Tensor:
+    """`old - rate * grad`, in one pass each way where the rate is a number."""
+    return old - rate * grad if isinstance(rate, Tensor) else torch.add(old, grad, alpha=-rate)
 
 
 def _longer(before: tuple[Tensor, Tensor] | None, inputs: Tensor, grads: Tensor, keep: bool) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class TaskLinear(_Swapped):
         weight = self._pick("weight")
         own_weight = self._is_own("weight")
         if own_weight and one:
-            weight = weight[0]
+            weight = weight.squeeze(0)  # not [0], whose gradient is a copy
         matrix = weight.mT if self.transposed else weight
         bias: Tensor | None = None
         fused = False
@@ -81,7 +81,7 @@ class TaskLinear(_Swapped):
             bias = self._pick("bias")
             own_bias = self._is_own("bias")
             if own_bias and one:
-                bias = bias[0]
+                bias = bias.squeeze(0)
             fused = one or not own_bias
         if one or not own_weight:
             y = F.linear(x, matrix, bias if fused else None)
@@ -120,7 +120,7 @@ class TaskNorm(_Swapped):
         weight, bias = self._pick("weight"), self._pick("bias")
         if self.now.tasks == 1 or not self._is_own("weight"):
             if self._is_own("weight"):
-                weight, bias = weight[0], bias[0]
+                weight, bias = weight.squeeze(0), bias.squeeze(0)
             return F.layer_norm(x, self.shape, weight, bias, self.eps)
         y = F.layer_norm(x, self.shape, None, None, self.eps).reshape(self.now.tasks, -1, x.shape[-1])
         return (y * weight.unsqueeze(1) + bias.unsqueeze(1)).view(x.shape)
@@ -152,7 +152,7 @@ class TaskEmbedding(_Swapped):
         if not self._is_own("weight"):
             return F.embedding(ids, weight)
         if self.now.tasks == 1:
-            return F.embedding(ids, weight[0])
+            return F.embedding(ids, weight.squeeze(0))
         per_row = ids.dim() == 2 and ids.shape[0] % self.now.tasks == 0 and ids.shape[0] > 1
         assert per_row, f"{self.name}: indices of shape {tuple(ids.shape)} do not tell tasks apart"
         start = torch.arange(self.now.tasks, device=ids.device) * weight.shape[1]

@@ -392,7 +392,7 @@ class Network:
                 return runner(**given)
         else:
             values = {n: p for n, p in weights.shared.items() if n in self.base and n != self.embedding}
-            values |= {n: p[0] for n, p in weights.own.items() if n != self.embedding}
+            values |= {n: p.squeeze(0) for n, p in weights.own.items() if n != self.embedding}
             if middle is not None:
                 values = {f"module.{n}": p for n, p in values.items()}
 

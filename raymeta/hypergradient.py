@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from raymeta.inner import Fast, Inner, Params, Step
 
@@ -70,22 +71,27 @@ def recomputed(inner: Inner, params: Params, steps: int, how: How, weights: Sequ
             states.append(replace(inner.step(states[-1], how(local, t)), seen={}))
             states[t] = replace(states[t], features=None, seen={})
     grads: Params = {}
-    fast, leaves = _leaf(states[-1], local)
+    fast, leaves = _leaf(states.pop(), local)
     logits = inner.query_logits(fast)
     losses = inner.query_losses(logits)
     back = _collect(losses.sum() * (1.0 if weights is None else weights[-1]), leaves, local, grads)
+    del fast, leaves  # what is done with is let go, here and below, for it is as large as the model
     for t in range(steps - 1, 0, -1):
-        fast, leaves = _leaf(states[t], local)
-        after = inner.step(fast, how(local, t))
-        through = _through(after, back, leaves, local, grads)
-        if weights is not None and weights[t - 1]:
-            fast, again = _leaf(states[t], local)
-            direct = _collect(weights[t - 1] * inner.query_losses(inner.query_logits(fast)).sum(), again, local, grads)
-            through = _sum(through, direct)
-        back = through
-        states.pop()
+        weight = 0.0 if weights is None else weights[t - 1]
+        back = _before(inner, states.pop(), how(local, t), back, weight, local, grads)
     _through(inner.step(inner.start(local), how(local, 0)), back, {}, local, grads)
     return _step(inner, local, grads, losses, logits)
+
+
+def _before(inner: Inner, state: Fast, how: Step, back: Params, weight: float, local: Params, grads: Params) -> Params:
+    """The gradient `back` after an inner step, carried to the state before it; `weight`: of the query loss there."""
+    fast, leaves = _leaf(state, local)
+    through = _through(inner.step(fast, how), back, leaves, local, grads)
+    if not weight:
+        return through
+    fast, leaves = _leaf(state, local)
+    direct = _collect(weight * inner.query_losses(inner.query_logits(fast)).sum(), leaves, local, grads)
+    return _sum(through, direct)
 
 
 def finite_difference(
@@ -190,12 +196,13 @@ def _collect(loss: Tensor, leaves: Params, local: Params, grads: Params) -> Para
 
 def _through(after: Fast, back: Params, leaves: Params, local: Params, grads: Params) -> Params:
     """The gradient `back` of the state `after`, carried to the leaves it was made from and to local parameters."""
-    pairs = [(p, back[n]) for n, p in after.moving().items() if n in back and p.requires_grad]
-    return _backward([p for p, _ in pairs], [g for _, g in pairs], leaves, local, grads) if pairs else {}
+    pairs = [(get_gradient_edge(p), back[n]) for n, p in after.moving().items() if n in back and p.requires_grad]
+    del after  # the way back needs its graph, not its values
+    return _backward([e for e, _ in pairs], [g for _, g in pairs], leaves, local, grads) if pairs else {}
 
 
 def _backward(
-    outputs: list[Tensor], given: list[Tensor] | None, leaves: Params, local: Params, grads: Params
+    outputs: list[Tensor] | list[GradientEdge], given: list[Tensor] | None, leaves: Params, local: Params, grads: Params
 ) -> Params:
     names = [n for n, p in local.items() if p.requires_grad]
     found = torch.autograd.grad(outputs, [*leaves.values(), *(local[n] for n in names)], given, allow_unused=True)

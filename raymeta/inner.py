@@ -255,12 +255,14 @@ class Inner:
                     allow_unused=True,
                 )
         grads: dict[str, Tensor | None] = dict(zip(names, below[: len(names)], strict=True))
+        of_outputs = below[len(names) :]
+        del below
         if self.network.backbone.adapt != "body":
             grads |= {f"head.{n}": g for n, g in zip(head, of_head[1:], strict=True)}
         olds = {**fast.own, **{f"head.{n}": w for n, w in fast.head.items()}}
         moved = self._moved(olds, grads, how, keep)
         history = dict(fast.history)
-        for name, grad in zip(watched, below[len(names) :], strict=True):
+        for name, grad in zip(watched, of_outputs, strict=True):
             if grad is not None:
                 history[name] = _longer(history.get(name), seen[name][0], grad * how.rates(f"{name}.weight"), keep)
         return Fast(
@@ -273,12 +275,14 @@ class Inner:
         )
 
     def _moved(self, olds: Params, grads: dict[str, Tensor | None], how: Step, keep: bool) -> Params:
-        """Old parameters less step size times gradient of the whole inner objective."""
+        """Old parameters less step size times gradient of the whole inner objective. Empties `grads`, each when it is used,
+        for together they are as large as what adapts."""
         pulls = {}
         for name in olds:
-            grad = grads.get(name)
+            known = name in grads
+            grad = grads.pop(name, None)
             old = olds[name] if keep else olds[name].detach()
-            if how.l2 and (grad is not None or name in grads):
+            if how.l2 and known:
                 grad = 2 * how.l2 * old if grad is None else grad + 2 * how.l2 * old
             if how.proximal and name in how.anchor:
                 away = how.proximal * (old - how.anchor[name])
@@ -289,7 +293,7 @@ class Inner:
             norm = torch.stack([g.flatten(1).square().sum(1) for g in pulls.values()]).sum(0).sqrt()
             factor = how.clip / norm.clamp(min=how.clip)
             pulls = {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in pulls.items()}
-        return {n: _descended(olds[n], how.rates(n), pulls[n]) if n in pulls else olds[n] for n in olds}
+        return {n: _descended(olds[n], how.rates(n), pulls.pop(n)) if n in pulls else olds[n] for n in olds}
 
     # losses
 

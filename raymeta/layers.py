@@ -24,9 +24,9 @@ History = dict[str, tuple[Tensor, Tensor]]
 class Weights:
     """What the swapped layers of one model read while a forward runs.
 
-    shared: by name, used by all tasks; own: by name, [task, ...]; history: layer -> (inputs [task, token, in], output
-    gradients times step size [task, token, out]) of earlier inner steps; watched: dual layers, whose input and output
-    this forward records in `seen`.
+    shared: by name, used by all tasks; own: by name, [task, ...]; history: dual layer -> (inputs [task, token, in], output
+    gradients times step size [task, token, out]) of earlier inner steps; watched: dual layers, whose input and
+    output this forward records in `seen`; repeated: linear layers that one forward used more than once, if watched.
     """
 
     tasks: int = 1
@@ -35,6 +35,7 @@ class Weights:
     history: History = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     seen: History = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
 
 
 class _Swapped(nn.Module):
@@ -103,6 +104,8 @@ class TaskLinear(_Swapped):
                 y = torch.baddbmm(y, rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0)
             if torch.is_grad_enabled() and not y.requires_grad:
                 y.requires_grad_()  # nothing below adapts but other dual layers
+            if self.name in now.seen:
+                now.repeated.add(self.name)
             now.seen[self.name] = (rows, y)
             y = y.view(shape)
         return y

@@ -300,14 +300,14 @@ class Network:
         return frozenset(n for n in self.base if n.startswith(starts))
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Linear layers whose weight adapts: name -> (in, out)."""
+        """Linear layers whose weight adapts and is used once in a forward: name -> (in, out)."""
         return {
             name: (
                 self.base[f"{name}.weight"].shape[0 if layer.transposed else 1],
                 self.base[f"{name}.weight"].shape[1 if layer.transposed else 0],
             )
             for name, layer in self.module.named_modules()
-            if isinstance(layer, TaskLinear) and f"{name}.weight" in self.adapted
+            if isinstance(layer, TaskLinear) and f"{name}.weight" in self.adapted and name not in self.now.repeated
         }
 
     # running it
@@ -443,7 +443,9 @@ class Network:
             self.module = copy.deepcopy(original, {id(p): p for p in original.parameters()})
             try:
                 self.swapped = swap(self.module, self.now, self.embedding)
-                self.swapped = self.swapped and same(self.states(weights, embedded(layout), layout))
+                watched = frozenset(n for n, m in self.module.named_modules() if isinstance(m, TaskLinear))
+                watching = Weights(1, self.base, watched=watched)
+                self.swapped = self.swapped and same(self.states(watching, embedded(layout), layout))
             except (AttributeError, TypeError, RuntimeError):
                 self.swapped = False
             if not self.swapped:

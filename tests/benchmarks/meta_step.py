@@ -130,6 +130,7 @@ def _ours(algorithm: Maml, network: Network, tasks: Any, params: Params, episode
                 total.setdefault(name, torch.zeros_like(params[name])).index_add_(0, found.rows, grad)
             else:
                 total[name] = total[name].add_(grad) if name in total else grad
+        del found, grad
     return total
 
 

@@ -81,6 +81,10 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     """The columns that this kind reads, by role; the run's `corpus.columns` names them."""
     metric: ClassVar[str] = ""
     """The metric that decides which checkpoint is best."""
+    generates: ClassVar[bool] = False
+    """Whether an answer is a text of its own, which the model writes. Such a kind's Examples hold the source texts as `ids` and
+    `lengths`, and in `extra` the targets: `target_ids`, end to end, each ending in the end-of-sequence token, and
+    `target_lengths` [text]."""
 
     ways: Range = (5, 5)
     """Classes of an episode (N), or [low, high]."""

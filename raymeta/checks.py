@@ -20,7 +20,7 @@ from raymeta.workers import Workers
 def check(run: Run) -> None:
     """Prints the run with its defaults, its sizes and a sample episode; raises UserError for whatever would stop it."""
     print(run.yaml())
-    prepared = prepare(run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=False)
+    prepared = prepare(run.corpus, run.tasks, run.backbone, run.seed, run.root / "prepared", on_ray=False)
     network = loaded(run, Workers())
     params = network.params()
     adapted = sum(params[n].numel() for n in network.adapted)
@@ -36,7 +36,7 @@ def check(run: Run) -> None:
     episode = source.episode(0)
     for remark in run.algorithm.remarks(network, run.tasks, episode, params | run.algorithm.init(network)):
         print(remark)
-    print(f"\nepisode 0 of the train split:\n{run.tasks.show(episode, run.model.tokenizer())}")
+    print(f"\nepisode 0 of the train split:\n{run.tasks.show(episode, run.backbone.tokenizer())}")
     print(f"\nthe run's folder is {run.folder}")
 
 

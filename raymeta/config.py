@@ -17,6 +17,7 @@ from raymeta.corpora import Corpus
 from raymeta.errors import UserError, did_you_mean, expanded, told
 from raymeta.model import Backbone
 from raymeta.outer import Outer
+from raymeta.pretraining import Pretrain
 from raymeta.tasks import Range, Tasks
 
 
@@ -88,6 +89,8 @@ class Run(Section):
     """What a task is."""
     algorithm: SerializeAsAny[Algorithm] = Field(default_factory=lambda: Algorithm.model_validate({}))
     """How a task is learned, and how learning is learned."""
+    pretrain: Pretrain | None = None
+    """How the model is first trained on plain text; absent: it is not."""
     outer: Outer = Outer()
     """How meta-parameters move."""
     validation: Validation = Validation()
@@ -121,6 +124,22 @@ class Run(Section):
                 f"{value!r} is a URI; give a folder that every machine of the cluster sees (mount the bucket or share)"
             )
         return value
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Self:
+        new = self.pretrain.architecture if self.pretrain else None
+        if not self.model.name and new is None:
+            raise ValueError("model.name: is missing; give a checkpoint, or a new model by pretrain.architecture")
+        if self.pretrain and not self.model.name and self.pretrain.tokenizer is None:
+            raise ValueError(
+                "pretrain.tokenizer: is missing, and there is no model.name whose tokenizer a new model could use; give one of the two"
+            )
+        if new and new.max_positions < self.model.max_length:
+            raise ValueError(
+                f"model.max_length: texts of {self.model.max_length} tokens do not fit the {new.max_positions} positions of the new model; "
+                "lower it, or raise pretrain.architecture.max_positions"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -159,7 +178,33 @@ class Run(Section):
             mode="json", include={"seed", "model", "corpus", "tasks", "algorithm", "outer", "validation"}
         )
         matters["corpus"].pop("bad_rows", None)
-        return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:8]
+        if self.pretrain:
+            matters["pretrained"] = self.pretrained.name
+        return _eight_digits(matters)
+
+    @property
+    def pretrained(self) -> Path:
+        """The folder of the pre-trained model, shared by all runs of this name that start from the same pre-training."""
+        assert self.pretrain is not None
+        section = self.pretrain.model_dump(mode="json")
+        for corpus in section["corpus"]:
+            if isinstance(corpus, dict):
+                corpus.pop("bad_rows", None)
+        start = self.model.model_dump(mode="json", include={"name", "trust_remote_code"})
+        matters: dict[str, Any] = {"seed": self.seed, "model": start, "pretrain": section}
+        if "own" in self.pretrain.corpus:
+            matters |= self.model_dump(mode="json", include={"corpus", "tasks"})
+            matters["corpus"].pop("bad_rows", None)
+            for drawn in ("ways", "shots", "queries", "classes_from"):
+                matters["tasks"].pop(drawn, None)
+        return self.root / "pretrained" / f"{self.name}-{_eight_digits(matters)}"
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model that every stage after pre-training starts from."""
+        if self.pretrain is None:
+            return self.model
+        return self.model.model_copy(update={"name": str(self.pretrained / "model")})
 
     @property
     def root(self) -> Path:
@@ -181,6 +226,10 @@ class Run(Section):
         }
         values = {**self.tasks.model_dump(), **{k: v for k, v in given.items() if v is not None}}
         return Tasks.model_validate(values)
+
+
+def _eight_digits(of: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def recipes() -> dict[str, Path]:

@@ -57,8 +57,9 @@ Adapt = Literal["all", "head", "body"] | Last | Layers | Lora
 class Backbone(Section):
     """The pretrained encoder, what of it adapts to a task, and the head."""
 
-    name: str
-    """A hub id, a local folder, or `package:NAME/PATH`: a folder inside an installed Python package."""
+    name: str = ""
+    """A hub id, a local folder, or `package:NAME/PATH`: a folder inside an installed Python package. Empty only where
+    `pretrain.architecture` says what is trained from nothing."""
     adapt: Adapt = "all"
     """What the inner loop changes: `all`; `head` (ANIL, Raghu et al. 2020); `body`, all but the head (BOIL, Oh et al. 2021);
     `{last: n}` or `{layers: [...]}`, those layers and the head; `{lora: {rank, alpha, targets}}`, low-rank adapters and the

@@ -5,9 +5,12 @@ from typing import Any
 from raymeta.config import Run
 from raymeta.stages.evaluate import evaluate
 from raymeta.stages.metatrain import metatrain
+from raymeta.stages.pretrain import pretrain
 
 
 def run_all(run: Run) -> dict[str, Any]:
-    """Meta-trains and evaluates, resuming at the first unfinished stage; gives the evaluation."""
+    """Pre-trains where the run says so, meta-trains and evaluates, from the first unfinished stage on; gives the evaluation."""
+    if run.pretrain:
+        pretrain(run)
     result = metatrain(run)
     return evaluate(run, result.best)

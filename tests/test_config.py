@@ -177,3 +177,86 @@ def test_evaluation_may_ask_for_other_episodes_than_training(path):
     assert run.measured(None).queries == 3
     assert run.measured(None).shots == run.tasks.shots
     assert run.measured(1).split == run.tasks.split
+
+
+NEW = {"architecture": {"type": "bert", "layers": 1}, "tokenizer": {"kind": "wordpiece", "size": 100}}
+"""The pre-training of a new model."""
+
+
+def with_pretraining(path: Path, **more: object) -> Run:
+    values = yaml12.read(path)
+    return Run.of({**values, "name": "run", "pretrain": {**NEW, **more}})
+
+
+def test_stages_after_pretraining_start_from_its_folder(path):
+    plain, run = Run.load(str(path)), with_pretraining(path)
+    assert plain.backbone == plain.model
+    assert run.backbone.name == str(run.pretrained / "model")
+    assert run.backbone.model_copy(update={"name": run.model.name}) == run.model
+    assert run.pretrained.parent == run.root / "pretrained"
+    assert run.hash() != plain.hash()
+
+
+def test_a_run_is_pretrained_anew_where_that_changes_and_only_there(path):
+    base = with_pretraining(path)
+    elsewhere = {**NEW, "corpus": {"kind": "quickstart"}}
+    for same in ("outer.lr=1", "tasks.shots=2", "model.adapt=head", "corpus.bad_rows=0.5", "evaluate.episodes=9"):
+        key, _, value = same.partition("=")
+        changed = Run.of(_replaced(base, key, yaml12.parse(value)))
+        assert changed.pretrained == base.pretrained, same
+    for key, value in (
+        ("seed", 1),
+        ("pretrain.steps", 9),
+        ("pretrain.lr", 1),
+        ("tasks.split.train", 3),
+        ("corpus.path", "x.csv"),
+    ):
+        changed = Run.of(_replaced(base, key, value))
+        assert changed.pretrained != base.pretrained, key
+        assert changed.hash() != base.hash(), key
+    split = Run.of(_replaced(Run.of({**base.model_dump(mode="json"), "pretrain": elsewhere}), "tasks.split.train", 3))
+    assert split.pretrained == with_pretraining(path, corpus={"kind": "quickstart"}).pretrained
+
+
+def _replaced(run: Run, key: str, value: object) -> dict[str, object]:
+    values = run.model_dump(mode="json")
+    *above, last = key.split(".")
+    place = values
+    for part in above:
+        place = place[part]
+    place[last] = value
+    return values
+
+
+def test_a_new_model_needs_a_tokenizer_and_room_for_its_texts(path):
+    values = {**yaml12.read(path), "name": "run", "model": {"name": ""}}
+    with pytest.raises(UserError, match=r"model\.name: is missing"):
+        Run.of(values)
+    with pytest.raises(UserError, match=r"pretrain\.tokenizer: is missing"):
+        Run.of({**values, "pretrain": {"architecture": NEW["architecture"]}})
+    short = {**NEW, "architecture": {"type": "bert", "max_positions": 64}, "length": 64}
+    with pytest.raises(UserError, match=r"model\.max_length: texts of 128 tokens do not fit the 64 positions"):
+        Run.of({**values, "pretrain": short})
+    assert Run.of({**values, "model": {"max_length": 64}, "pretrain": short}).backbone.max_length == 64
+
+
+PRETRAIN_MISTAKES = [
+    ({"objective": "clm"}, "pretrain.objective: clm does not suit a bert type; use mlm"),
+    ({"architecture": None}, "pretrain.tokenizer: a new tokenizer does not fit the embedding of a pretrained model"),
+    ({"length": 1024}, "pretrain.length: rows of 1024 tokens do not fit a model of 512 positions"),
+    ({"architecture": {"type": "gpt2"}, "objective": "clm", "whole_words": True}, "pretrain.whole_words: only mlm"),
+    ({"warmup_steps": 5, "steps": 5}, "pretrain.warmup_steps: 5 steps of warm-up leave none of 5"),
+    (
+        {"architecture": {"type": "bert", "heads": 3}},
+        "pretrain.architecture.heads: 3 heads do not divide a width of 256",
+    ),
+    ({"architecture": {"type": "llama", "heads": 4, "hidden": 12}, "objective": "clm"}, "12 / 4 is odd"),
+    ({"corpus": []}, "pretrain.corpus: give a list of at least 1"),
+    ({"corpus": ["own", {"kind": "quikstart"}]}, "pretrain.corpus.1: .* did you mean 'quickstart'"),
+]
+
+
+@pytest.mark.parametrize(("section", "says"), PRETRAIN_MISTAKES, ids=lambda v: v[:40] if isinstance(v, str) else "")
+def test_a_pretraining_that_cannot_be_is_one_message(section, says, path):
+    with pytest.raises(UserError, match=says):
+        with_pretraining(path, **section)

@@ -74,7 +74,7 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
         prepared = prepare(
             run.corpus,
             run.tasks,
-            run.model,
+            run.backbone,
             run.seed,
             run.root / "prepared",
             on_ray=not run.cluster.in_process,
@@ -107,7 +107,7 @@ def loaded(run: Run, workers: Workers) -> Network:
     """
     torch.manual_seed(run.seed)
     outputs = run.tasks.outputs_for(run.tasks.ways[1])
-    network = run.model.load(outputs, run.seed, run.outer.train).to(workers.device)
+    network = run.backbone.load(outputs, run.seed, run.outer.train).to(workers.device)
     run.algorithm.check(network)
     return network
 

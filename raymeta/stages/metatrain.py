@@ -74,7 +74,7 @@ def metatrain(run: Run) -> Result:
 
 def _launch(run: Run, folder: Path) -> None:
     prepared = prepare(
-        run.corpus, run.tasks, run.model, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process
+        run.corpus, run.tasks, run.backbone, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process
     )
     for split in ("train", "validation") if run.validation.every else ("train",):
         left_out = Source(str(prepared.folder), run.tasks, split, run.seed).check().left_out

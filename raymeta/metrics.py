@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+from scipy.stats import t as student_t
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from seqeval.scheme import IOB2
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over episodes and half the width of its 95 % confidence interval (normal approximation)."""
+    """A mean over episodes (or repeats) and half the width of its 95 % confidence interval."""
 
     mean: float
     ci95: float
@@ -31,6 +32,14 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(array) < 2:
         return Estimate(float(array.mean()), float("inf"))
     return Estimate(float(array.mean()), float(1.96 * array.std(ddof=1) / sqrt(len(array))))
+
+
+def estimate_of_few(values: Sequence[float]) -> Estimate:
+    """Mean and t s / sqrt(n) of independent repeats (seeds), with Student's t for n - 1 degrees of freedom."""
+    found = estimate(values)
+    if len(values) < 2:
+        return found
+    return Estimate(found.mean, found.ci95 / 1.96 * float(student_t.ppf(0.975, len(values) - 1)))
 
 
 def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score, precision_score, recall_score
@@ -12,7 +13,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as sklearn_f1
 
-from raymeta.metrics import Estimate, classification_scores, entity_scores, estimate, estimates
+from raymeta.metrics import Estimate, classification_scores, entity_scores, estimate, estimate_of_few, estimates
 
 sentences = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -87,6 +88,13 @@ def test_95_of_100_intervals_hold_the_true_mean():
         low, high = estimate(rng.normal(0.5, 0.2, size=100).tolist()).interval
         held += low <= 0.5 <= high
     assert 0.93 < held / 1000 < 0.97  # three standard deviations of the share are 0.02
+
+
+def test_the_interval_of_a_few_repeats_is_students():
+    values = [0.81, 0.84, 0.79, 0.86, 0.80]
+    low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
+    assert estimate_of_few(values).interval == (pytest.approx(low), pytest.approx(high))
+    assert estimate_of_few([0.5]) == Estimate(0.5, math.inf)
 
 
 def test_one_episode_has_no_interval():

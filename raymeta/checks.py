@@ -11,6 +11,7 @@ from raymeta.config import Run, recipes
 from raymeta.corpora import Corpus
 from raymeta.heads import Head
 from raymeta.prepare import prepare
+from raymeta.space import spaces
 from raymeta.stages.evaluate import loaded
 from raymeta.stream import Source
 from raymeta.tasks import Tasks
@@ -82,6 +83,11 @@ def _recipes() -> Iterator[tuple[str, str]]:
         yield name, str(yaml12.read(path).get("description", ""))
 
 
+def _spaces() -> Iterator[tuple[str, str]]:
+    for name, path in spaces().items():
+        yield name, str(yaml12.read(path, "space").get("description", ""))
+
+
 def _runs() -> Iterator[tuple[str, str]]:
     from pathlib import Path
 
@@ -98,6 +104,7 @@ LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "corpora": _kinds(Corpus),
     "heads": _kinds(Head),
     "clusters": explained,
+    "spaces": _spaces,
     "runs": _runs,
 }
 """What `raymeta ls` lists: name -> (name, one line) of each."""

@@ -75,7 +75,9 @@ def check(run: RunName, overrides: Overrides = None) -> None:
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="recipes, algorithms, tasks, corpora, heads, clusters, runs")] = "recipes",
+    what: Annotated[
+        str, typer.Argument(help="recipes, algorithms, tasks, corpora, heads, clusters, spaces, runs")
+    ] = "recipes",
 ) -> None:
     """List what there is."""
     from raymeta.checks import LISTS

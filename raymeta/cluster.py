@@ -45,16 +45,16 @@ class Profile(Section):
     """Environment variables of every worker."""
 
 
-def profile_folders() -> list[Path]:
-    """Where named profiles are looked for: ./clusters, the source checkout's, the installed package's."""
+def shipped(name: str) -> list[Path]:
+    """Where named files of a kind are looked for: ./NAME, the source checkout's, the installed package's."""
     package = Path(str(files("raymeta")))
-    return [p for p in (Path("clusters"), package.parent / "clusters", package / "clusters") if p.is_dir()]
+    return [p for p in (Path(name), package.parent / name, package / name) if p.is_dir()]
 
 
 def profiles() -> dict[str, Path]:
     """The profiles there are, by name."""
     found: dict[str, Path] = {}
-    for folder in profile_folders():
+    for folder in shipped("clusters"):
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found

@@ -168,6 +168,13 @@ class Run(Section):
         except ValidationError as error:
             raise UserError("\n".join(told(error))) from error
 
+    def changed(self, changes: dict[str, Any]) -> Self:
+        """This run with other values for some settings, named by their dotted paths; raises UserError."""
+        values = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _put(values, key, value)
+        return self.of(values)
+
     def yaml(self) -> str:
         """Every setting, defaults included, as YAML that `load` reads."""
         return yaml12.dump(self.model_dump(mode="json"))
@@ -261,6 +268,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml12.parse(text)
     except ValueError as error:
         raise UserError(f"{key}: {text!r} is not a YAML value: {error}; put quotes around text") from error
+    _put(values, key, value)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
     place = values
     for part in above:

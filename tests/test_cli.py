@@ -15,14 +15,14 @@ from tests.mistakes import assert_is_a_message, command, run_file, told
 SHORT = ["outer.steps=2", "outer.tasks_per_step=2", "validation.every=0", "evaluate.episodes=4", "save.every=1"]
 
 
-@pytest.mark.parametrize("what", ["recipes", "algorithms", "tasks", "corpora", "heads", "clusters"])
+@pytest.mark.parametrize("what", ["recipes", "algorithms", "tasks", "corpora", "heads", "clusters", "spaces"])
 def test_ls_lists_what_there_is_with_a_line_on_each(what, monkeypatch, capsys):
     status, out, message = command(["ls", what], monkeypatch, capsys)
     assert (status, message) == (0, "")
     names = {
         "recipes": list(recipes()), "algorithms": ["maml"], "tasks": ["classification", "entities"],
         "corpora": ["files", "hub", "quickstart"], "heads": ["learned", "prototype", "zero"],
-        "clusters": ["local", "local-debug"],
+        "clusters": ["local", "local-debug"], "spaces": ["inner-loop", "lambda", "algorithms", "clusters"],
     }  # fmt: skip
     lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
     assert set(names[what]) <= set(lines)

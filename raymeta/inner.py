@@ -25,13 +25,15 @@ _SUPPORT, _QUERY = "support.hidden", "query.hidden"
 class Picks:
     """Which token states make the items that a head classifies.
 
-    token: int64 [pick], places among the tokens, texts end to end; item: int64 [pick], the item that each goes to, or None
-    where pick i is item i; weight: float [pick], or None for 1.
+    An item's feature is `slots` sums of states, one after the other. token: int64 [pick], places among the tokens, texts end
+    to end; item: int64 [pick], the slot that each goes to, counted over all items (item * slots + slot), or None where pick
+    i is slot i; weight: float [pick], or None for 1.
     """
 
     token: Tensor
     item: Tensor | None = None
     weight: Tensor | None = None
+    slots: int = 1
 
 
 class TaskLoss(Protocol):
@@ -361,6 +363,7 @@ class _Items:
         picks = [tasks.picks(e, pooling) for e in examples]
         targets = [tasks.targets(e) for e in examples]
         self.sizes = [len(t) for t in targets]
+        self.slots = picks[0].slots
         self.tasks, self.width = len(examples), max(self.sizes)
         tokens = [len(e.ids) for e in examples]
         starts = [sum(tokens[:t]) for t in range(len(tokens))]
@@ -373,7 +376,8 @@ class _Items:
         self.place: Tensor | None = None
         if self.tasks > 1 or picks[0].item is not None:
             places = [
-                (torch.arange(n, device=p.token.device) if p.item is None else p.item) + t * self.width
+                (torch.arange(n * self.slots, device=p.token.device) if p.item is None else p.item)
+                + t * self.width * self.slots
                 for t, (p, n) in enumerate(zip(picks, self.sizes, strict=True))
             ]
             self.place = torch.cat(places)
@@ -382,12 +386,13 @@ class _Items:
             self.targets[t, : len(target)] = target
 
     def features(self, states: Tensor) -> Tensor:
-        """[token, hidden] -> [task, item, hidden]."""
+        """[token, hidden] -> [task, item, slots * hidden]."""
         found = states.index_select(0, self.token)
         if self.weight is not None:
             found = found * self.weight
         if self.place is not None:
-            found = found.new_zeros(self.tasks * self.width, found.shape[-1]).index_add(0, self.place, found)
+            room = found.new_zeros(self.tasks * self.width * self.slots, found.shape[-1])
+            found = room.index_add(0, self.place, found)
         return found.view(self.tasks, self.width, -1)
 
 

@@ -81,3 +81,9 @@ def _well_formed(codes: Sequence[int]) -> list[int]:
             code -= 1
         out.append(code)
     return out
+
+
+def found_scores(predicted: Sequence[bool], gold: Sequence[bool], name: str) -> dict[str, float]:
+    """`<name>_precision` and `<name>_recall` of finding what is true in `gold`; 0 where there is nothing to divide by."""
+    hits = sum(p and g for p, g in zip(predicted, gold, strict=True))
+    return {f"{name}_precision": hits / max(sum(predicted), 1), f"{name}_recall": hits / max(sum(gold), 1)}

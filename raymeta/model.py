@@ -113,8 +113,11 @@ class Backbone(Section):
             )
         return found
 
-    def load(self, outputs: int, seed: int = 0, trained: Literal["all", "adapted"] = "all") -> "Network":
-        """The model, ready to adapt; `outputs` is the size of the largest head, `trained` what the outer loop moves."""
+    def load(
+        self, outputs: int, seed: int = 0, trained: Literal["all", "adapted"] = "all", slots: int = 1
+    ) -> "Network":
+        """The model, ready to adapt; `outputs` is the size of the largest head, `trained` what the outer loop moves, `slots`
+        the states that make a feature of the head's."""
         from transformers import AutoConfig, AutoModel
 
         path = self.path()
@@ -132,7 +135,7 @@ class Backbone(Section):
             module = module.get_encoder()
         if isinstance(self.adapt, Lora):
             module = injected(module, self.adapt.lora, seed)
-        return Network(self, module, outputs, seed, self._pooling(path), trained)
+        return Network(self, module, outputs, seed, self._pooling(path), trained, slots)
 
     def _pooling(self, path: str) -> str:
         if self.pooling != "auto":
@@ -197,7 +200,14 @@ class Network:
     """
 
     def __init__(
-        self, backbone: Backbone, module: nn.Module, outputs: int, seed: int, pooling: str, trained: str
+        self,
+        backbone: Backbone,
+        module: nn.Module,
+        outputs: int,
+        seed: int,
+        pooling: str,
+        trained: str,
+        slots: int = 1,
     ) -> None:
         self.backbone, self.module, self.head, self.pooling, self.outputs = (
             backbone,
@@ -216,7 +226,8 @@ class Network:
         self.adapted = self._chosen(backbone.adapt)
         self.trained = frozenset(self.base) if trained == "all" else self.adapted
         random = torch.Generator().manual_seed(seed)
-        self._head_params = backbone.head.params(outputs, module.config.hidden_size, random)  # type: ignore[union-attr, arg-type]
+        width = slots * int(module.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self._head_params = backbone.head.params(outputs, width, random)
         self.now = Weights()
         self.position_offset = 0
         self._try_out()

@@ -107,7 +107,7 @@ def loaded(run: Run, workers: Workers) -> Network:
     """
     torch.manual_seed(run.seed)
     outputs = run.tasks.outputs_for(run.tasks.ways[1])
-    network = run.backbone.load(outputs, run.seed, run.outer.train).to(workers.device)
+    network = run.backbone.load(outputs, run.seed, run.outer.train, run.tasks.slots).to(workers.device)
     run.algorithm.check(network)
     return network
 

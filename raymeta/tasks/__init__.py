@@ -109,6 +109,11 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
         """Outputs of a head for `ways` classes."""
         return ways
 
+    @property
+    def slots(self) -> int:
+        """States that make an item's feature, side by side: the head is that many times as wide as the encoder."""
+        return 1
+
     # reading
 
     @abstractmethod
@@ -255,6 +260,21 @@ class Texts:
         tensors = {k: torch.from_numpy(np.asarray(v, dtype=np.int64)) for k, v in extra.items()}
         joined = torch.from_numpy(np.concatenate(ids))
         return Examples(joined, torch.from_numpy(lengths), torch.from_numpy(np.asarray(rows, dtype=np.int64)), tensors)
+
+
+def text_picks(examples: Examples, pooling: str) -> Picks:
+    """An item a text: its tokens' mean, its first token or its last."""
+    ends = examples.lengths.cumsum(0)
+    if pooling != "mean":
+        return Picks(ends - 1 if pooling == "last" else ends - examples.lengths)
+    device = examples.ids.device
+    text = torch.repeat_interleave(torch.arange(len(examples), device=device), examples.lengths)
+    return Picks(torch.arange(len(examples.ids), device=device), text, 1 / examples.lengths[text].double())
+
+
+def seen(value: Any) -> str:
+    """A value that is not what was expected, for a message."""
+    return "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 __all__ = ["Choices", "Range", "Split", "Tasks", "Texts"]

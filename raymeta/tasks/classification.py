@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.inner import Picks
 from raymeta.metrics import classification_scores
-from raymeta.tasks import Tasks, Texts
+from raymeta.tasks import Tasks, Texts, seen, text_picks
 
 
 class Classification(Tasks):
@@ -26,11 +25,11 @@ class Classification(Tasks):
     def fault(self, row: dict[str, Any]) -> str | None:
         text, label = row["text"], row["label"]
         if not isinstance(text, str):
-            return f"text is {_seen(text)}, not a string"
+            return f"text is {seen(text)}, not a string"
         if not text.strip():
             return "text is empty"
         if isinstance(label, float) or label is None or isinstance(label, (list, dict)):
-            return f"label is {_seen(label)}, not a string or a whole number"
+            return f"label is {seen(label)}, not a string or a whole number"
         return "label is empty" if not str(label).strip() else None
 
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
@@ -57,12 +56,7 @@ class Classification(Tasks):
         return Texts.joined(table, rows, {"labels": [place[c[0]] for c in table["classes"]]})
 
     def picks(self, examples: Examples, pooling: str) -> Picks:
-        ends = examples.lengths.cumsum(0)
-        if pooling != "mean":
-            return Picks(ends - 1 if pooling == "last" else ends - examples.lengths)
-        device = examples.ids.device
-        text = torch.repeat_interleave(torch.arange(len(examples), device=device), examples.lengths)
-        return Picks(torch.arange(len(examples.ids), device=device), text, 1 / examples.lengths[text].double())
+        return text_picks(examples, pooling)
 
     def targets(self, examples: Examples) -> Tensor:
         return examples.extra["labels"]
@@ -79,7 +73,3 @@ class Classification(Tasks):
                 text = tokenizer.decode(examples.ids[end - int(examples.lengths[i]) : end], skip_special_tokens=True)
                 lines.append(f"  {episode.classes[label]:<24} {text}")
         return "\n".join(lines)
-
-
-def _seen(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -1,6 +1,7 @@
 """Named-entity recognition: find the spans of N entity types from about K marked sentences each."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.inner import Picks
 from raymeta.metrics import entity_scores
 from raymeta.tasks import Tasks, Texts, mean_cross_entropy
+from raymeta.tasks._words import pieces, specials
 
 _TRIES = 2000
 _PREFIXES = "BIESLUM"
@@ -60,15 +62,12 @@ class Entities(Tasks):
         return "every token is empty" if not any(t.strip() for t in tokens) else None
 
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-        words = [[t if t.strip() else tokenizer.unk_token for t in row["tokens"]] for row in rows]
-        found = tokenizer(words, is_split_into_words=True, add_special_tokens=False)
         encoded = []
-        before, after = _specials(tokenizer)
+        before, after = specials(tokenizer)
         room = max_length - len(before) - len(after)
-        for i, row in enumerate(rows):
-            ids, first = _one_piece_a_word(
-                found["input_ids"][i], found.word_ids(i), len(words[i]), tokenizer.unk_token_id
-            )
+        for row, words in zip(rows, pieces(tokenizer, [row["tokens"] for row in rows]), strict=True):
+            ids = [i for word in words for i in word]
+            first = [0, *accumulate(len(word) for word in words)][:-1]
             kept = sum(1 for f in first if f < room)
             types, codes = _spans_to_codes([str(t) for t in row["tags"]][:kept])
             counts = [0] * len(types)
@@ -208,30 +207,6 @@ def _marked(words: list[str], tags: list[int], classes: Sequence[str]) -> str:
 def _without_repeat(n: int, rng: np.random.Generator) -> Any:
     """0..n-1 in random order; for large n a random sample, so that a large class costs no large permutation."""
     return rng.permutation(n) if n <= _TRIES else rng.choice(n, _TRIES, replace=False)
-
-
-def _specials(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    found = tokenizer(["a"], is_split_into_words=True)
-    ids, owners = found["input_ids"], found.word_ids(0)
-    inside = [i for i, owner in enumerate(owners) if owner is not None]
-    return list(ids[: inside[0]]), list(ids[inside[-1] + 1 :])
-
-
-def _one_piece_a_word(
-    ids: list[int], owners: list[int | None], words: int, unknown: int
-) -> tuple[list[int], list[int]]:
-    """Token ids in which each word has at least one piece, and the place of each word's first piece."""
-    pieces: list[list[int]] = [[] for _ in range(words)]
-    for token, owner in zip(ids, owners, strict=True):
-        if owner is not None:
-            pieces[owner].append(token)
-    out: list[int] = []
-    first: list[int] = []
-    for p in pieces:
-        first.append(len(out))
-        out.extend(p or [unknown])
-    return out, first
 
 
 def _spans_to_codes(tags: list[str]) -> tuple[list[str], list[int]]:

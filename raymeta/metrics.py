@@ -64,7 +64,7 @@ def entity_scores(predicted: Sequence[Sequence[int]], gold: Sequence[Sequence[in
     later word that follows no word of its type starts an entity, as in conlleval.
     """
     names = ["O", *(f"{prefix}-{i}" for i in range(types) for prefix in "BI")]
-    answer = [[names[c] for c in _well_formed(sentence)] for sentence in predicted]
+    answer = [[names[c] for c in well_formed(sentence)] for sentence in predicted]
     truth = [[names[c] for c in sentence] for sentence in gold]
     if not any(t != "O" for sentence in (*answer, *truth) for t in sentence):
         return {"entity_f1": 0.0, "precision": 0.0, "recall": 0.0}
@@ -74,7 +74,8 @@ def entity_scores(predicted: Sequence[Sequence[int]], gold: Sequence[Sequence[in
     return {"entity_f1": float(f1), "precision": float(precision), "recall": float(recall)}
 
 
-def _well_formed(codes: Sequence[int]) -> list[int]:
+def well_formed(codes: Sequence[int]) -> list[int]:
+    """BIO codes in which a later word that follows no word of its type is the first of an entity."""
     out: list[int] = []
     for code in codes:
         if code and code % 2 == 0 and (not out or out[-1] not in (code, code - 1)):

@@ -44,3 +44,22 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set RAYMETA_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: str) -> Path:
+    """The folder of a run of intents that was meta-trained for two steps and evaluated."""
+    from raymeta.config import Run
+    from raymeta.pipeline import run_all
+    from tests.mistakes import run_file
+
+    short = [
+        "outer.steps=2",
+        "outer.tasks_per_step=2",
+        "validation.every=1",
+        "validation.episodes=4",
+        "evaluate.episodes=4",
+    ]
+    run = Run.load(str(run_file(tmp_path_factory.mktemp("trained"), tiny_tokenizer_folder)), *short)
+    run_all(run)
+    return run.folder

@@ -78,13 +78,15 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     """A family of small tasks, and how episodes of N ways and K shots are drawn from them."""
 
     roles: ClassVar[tuple[str, ...]] = ()
-    """The columns that this kind reads, by role; the run's `corpus.columns` names them."""
+    """The columns that this kind reads, by role, the answer last; the run's `corpus.columns` names them."""
     metric: ClassVar[str] = ""
     """The metric that decides which checkpoint is best."""
     generates: ClassVar[bool] = False
     """Whether an answer is a text of its own, which the model writes. Such a kind's Examples hold the source texts as `ids` and
     `lengths`, and in `extra` the targets: `target_ids`, end to end, each ending in the end-of-sequence token, and
     `target_lengths` [text]."""
+    auto_class: ClassVar[str] = ""
+    """What follows `AutoModelFor` in the name of transformers' class that an adapted model is exported for; empty: none."""
 
     ways: Range = (5, 5)
     """Classes of an episode (N), or [low, high]."""
@@ -180,6 +182,30 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     @abstractmethod
     def show(self, episode: Episode, tokenizer: Any) -> str:
         """The episode as text, for a person."""
+
+    # in use, after training
+
+    def typed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row as this kind reads it, from one as a person types it."""
+        return row
+
+    def asked(self, row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+        """`row`, which has no answer, with one that only holds its place."""
+        return {**row, self.roles[-1]: classes[0]}
+
+    def output_names(self, classes: Sequence[str]) -> list[str]:
+        """What each output of a head for `classes` says."""
+        return list(classes)
+
+    def items(self, examples: Examples) -> list[int]:
+        """How many items each text has."""
+        return [1] * len(examples)
+
+    def answers(
+        self, logits: Tensor, examples: Examples, classes: Sequence[str], rows: Sequence[dict[str, Any]]
+    ) -> Any:
+        """The answer to each of `rows`, in words, given the scores of their items, [item, output]."""
+        return [classes[i] for i in logits.argmax(-1).tolist()]
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ class Classification(Tasks):
 
     roles: ClassVar[tuple[str, ...]] = ("text", "label")
     metric: ClassVar[str] = "accuracy"
+    auto_class: ClassVar[str] = "SequenceClassification"
 
     def fault(self, row: dict[str, Any]) -> str | None:
         text, label = row["text"], row["label"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.inner import Picks
-from raymeta.metrics import entity_scores
-from raymeta.tasks import Tasks, Texts, mean_cross_entropy
+from raymeta.metrics import entity_scores, well_formed
+from raymeta.tasks import Tasks, Texts, _spans, mean_cross_entropy
 from raymeta.tasks._words import pieces, specials
 
 _TRIES = 2000
@@ -31,6 +31,7 @@ class Entities(Tasks):
 
     roles: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     metric: ClassVar[str] = "entity_f1"
+    auto_class: ClassVar[str] = "TokenClassification"
 
     labels: Literal["io", "bio"] = "io"
     """`io`: the head tells types apart, and neighbouring words of a type are one entity; `bio`: it tells first words
@@ -190,6 +191,37 @@ class Entities(Tasks):
                 texts = [tokenizer.decode(examples.ids[a:b]) for a, b in zip(first, stops, strict=True)]
                 lines.append("  " + _marked(texts, tags, episode.classes))
         return "\n".join(lines)
+
+    # in use, after training
+
+    def typed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Of a string the words, and where no tags are given, those of its entities, written as [some words](type)."""
+        if not isinstance(row["tokens"], str):
+            return row
+        if "tags" in row:
+            return {**row, "tokens": _spans.words(row["tokens"])}
+        tokens, tags = _spans.marked(row["tokens"])
+        return {**row, "tokens": tokens, "tags": tags}
+
+    def asked(self, row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+        tokens = _spans.words(row["tokens"]) if isinstance(row["tokens"], str) else row["tokens"]
+        return {**row, "tokens": tokens, "tags": ["O"] * len(tokens)}
+
+    def output_names(self, classes: Sequence[str]) -> list[str]:
+        prefixes = ("B", "I") if self.labels == "bio" else ("I",)
+        return ["O", *(f"{prefix}-{name}" for name in classes for prefix in prefixes)]
+
+    def items(self, examples: Examples) -> list[int]:
+        found: list[int] = examples.extra["words"].tolist()
+        return found
+
+    def answers(
+        self, logits: Tensor, examples: Examples, classes: Sequence[str], rows: Sequence[dict[str, Any]]
+    ) -> list[list[str]]:
+        """A BIO tag for each word; those beyond the length that the model reads are outside."""
+        names = ["O", *(f"{prefix}-{name}" for name in classes for prefix in "BI")]
+        tags = [[names[code] for code in well_formed(codes)] for codes in self.predicted_tags(logits, examples)]
+        return [found + ["O"] * (len(row["tokens"]) - len(found)) for found, row in zip(tags, rows, strict=True)]
 
 
 def _marked(words: list[str], tags: list[int], classes: Sequence[str]) -> str:

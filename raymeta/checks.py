@@ -10,10 +10,10 @@ from raymeta.component import Component
 from raymeta.config import Run, recipes
 from raymeta.corpora import Corpus
 from raymeta.heads import Head
-from raymeta.prepare import prepare
+from raymeta.parts import held_out, left_out, prepared, training
 from raymeta.space import spaces
-from raymeta.stages.evaluate import loaded
-from raymeta.stream import Source
+from raymeta.stages.evaluate import loaded, measured
+from raymeta.stream import Mixture
 from raymeta.tasks import Tasks
 from raymeta.workers import Workers
 
@@ -21,23 +21,31 @@ from raymeta.workers import Workers
 def check(run: Run) -> None:
     """Prints the run with its defaults, its sizes and a sample episode; raises UserError for whatever would stop it."""
     print(run.yaml())
-    prepared = prepare(run.corpus, run.tasks, run.backbone, run.seed, run.root / "prepared", on_ray=False)
+    parts = run.parts
+    folders = prepared(parts, run.backbone, run.seed, run.root / "prepared", on_ray=False)
     network = loaded(run, Workers())
     params = network.params()
     adapted = sum(params[n].numel() for n in network.adapted)
     total = sum(p.numel() for p in params.values())
     print(f"model: {total / 1e6:.1f} M parameters, of which {adapted / 1e6:.1f} M adapt, and the head")
     print(f"rows: {'packed several texts to a row' if network.packs else 'one text a row, padded'}")
-    splits = ["train", "validation"] if run.validation.every else ["train"]
-    for split in splits:
-        Source(str(prepared.folder), run.tasks, split, run.seed).check()
-    for shots in run.evaluate.shots or (None,):
-        Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
-    source = Source(str(prepared.folder), run.tasks, "train", run.seed)
-    episode = source.episode(0)
-    for remark in run.algorithm.remarks(network, run.tasks, episode, params | run.algorithm.init(network)):
-        print(remark)
-    print(f"\nepisode 0 of the train split:\n{run.tasks.show(episode, run.backbone.tokenizer())}")
+    train = training(parts, folders, run.seed)
+    sources = train.sources if isinstance(train, Mixture) else (train,)
+    looked = [("train", [(parts[source.part], source) for source in sources])]
+    if run.validation.every:
+        looked.append(("validation", held_out(parts, folders, "validation", run.seed)))
+    looked += [(run.evaluate.split, measured(run, folders, shots)) for shots in run.evaluate.shots or (None,)]
+    for _, there in looked:
+        for _, source in there:
+            source.check()
+    for line in dict.fromkeys(line for split, there in looked[1:] for line in left_out(parts, there, split)):
+        print(line)
+    for source in sources:
+        episode = source.episode(0)
+        of = f" of {parts[source.part].name}" if len(parts) > 1 else ""
+        for remark in run.algorithm.remarks(network, source.tasks, episode, params | run.algorithm.init(network)):
+            print(f"{parts[source.part].name}: {remark}" if of else remark)
+        print(f"\nepisode 0 of the train split{of}:\n{source.tasks.show(episode, run.backbone.tokenizer())}")
     print(f"\nthe run's folder is {run.folder}")
 
 
@@ -61,6 +69,8 @@ def changed_settings(run: Run) -> Iterator[str]:
 
 
 def _flat(values: Any, above: str = "") -> dict[str, Any]:
+    if isinstance(values, list) and any(isinstance(v, dict) for v in values):
+        values = dict(enumerate(values))
     if not isinstance(values, dict):
         return {above: values}
     return {

@@ -115,7 +115,8 @@ def _print_table(run, evaluation) -> None:  # type: ignore[no-untyped-def]
     from raymeta.tasks.entities import Entities
 
     print()
-    print(table(evaluation, isinstance(run.tasks, Entities)))
+    entities = {part.name for part in run.parts if isinstance(part.tasks, Entities)}
+    print(table(evaluation, frozenset(entities) if len(run.parts) > 1 else bool(entities)))
     print(f"\nwritten to {run.folder / 'evaluation.json'}")
 
 

@@ -7,16 +7,24 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from raymeta import yaml12
 from raymeta.algorithms import Algorithm
 from raymeta.cluster import Profile, profile_values
 from raymeta.component import Section
-from raymeta.corpora import Corpus
 from raymeta.errors import UserError, did_you_mean, expanded, told
 from raymeta.model import Backbone
 from raymeta.outer import Outer
+from raymeta.parts import Corpora, Entry, Part, parts_of
 from raymeta.pretraining import Pretrain
 from raymeta.tasks import Range, Tasks
 
@@ -83,10 +91,11 @@ class Run(Section):
     """Seeds episodes, new weights and dropout."""
     model: Backbone
     """The pretrained encoder and its head."""
-    corpus: SerializeAsAny[Corpus]
-    """Where rows come from."""
+    corpus: Corpora
+    """Where rows come from: a corpus, or a list of several, each with `weight` and, if it likes, `tasks` beside its own
+    settings."""
     tasks: SerializeAsAny[Tasks]
-    """What a task is."""
+    """What a task is; with a list of corpora, for those that have no tasks of their own."""
     algorithm: SerializeAsAny[Algorithm] = Field(default_factory=lambda: Algorithm.model_validate({}))
     """How a task is learned, and how learning is learned."""
     pretrain: Pretrain | None = None
@@ -124,6 +133,56 @@ class Run(Section):
                 f"{value!r} is a URI; give a folder that every machine of the cluster sees (mount the bucket or share)"
             )
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_of_entries(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("corpus"), (list, tuple)):
+            return value
+        own = [
+            e.tasks if isinstance(e, Entry) else e.get("tasks") if isinstance(e, dict) else None
+            for e in value["corpus"]
+        ]
+        if own and all(own):
+            if "tasks" in value:
+                raise ValueError("tasks: every entry of corpus has tasks of its own, so this is not read; leave it out")
+            return {**value, "tasks": own[0]}
+        if "tasks" not in value and any(own):
+            raise ValueError(
+                f"corpus[{own.index(None)}].tasks: is missing, and the run has no tasks either; give one of them"
+            )
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_tasks_that_are_not_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if isinstance(self.corpus, tuple) and all(entry.tasks for entry in self.corpus):
+            values.pop("tasks", None)
+        return values
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        parts = self.parts
+        names = [part.name for part in parts]
+        for name in names:
+            if names.count(name) > 1 or name == "mean":
+                twice = "names the mean over the parts" if name == "mean" else "is the name of two entries"
+                raise ValueError(f"corpus: {name!r} {twice}; call one otherwise (called: {name}-2)")
+        if not any(part.weight for part in parts):
+            raise ValueError("corpus: every weight is 0, so there is nothing to train on; raise one")
+        writing = {part.tasks.generates: part.tasks.kind for part in parts}
+        if len(writing) > 1:
+            raise ValueError(
+                f"corpus: {writing[True]} is answered by texts that the model writes, {writing[False]} by classes; one model cannot do "
+                "both, so make a run of each"
+            )
+        answers = {(part.tasks.kind, part.tasks.outputs_for(2), part.tasks.slots): part.name for part in parts}
+        if len(answers) > 1 and self.model.head.kind == "learned":
+            raise ValueError(
+                f"model.head: learned outputs cannot serve tasks of several kinds ({', '.join(answers.values())}); use prototype or zero, "
+                "which are made anew for each episode"
+            )
+        return self
 
     @model_validator(mode="after")
     def _starts_from_something(self) -> Self:
@@ -184,7 +243,8 @@ class Run(Section):
         matters = self.model_dump(
             mode="json", include={"seed", "model", "corpus", "tasks", "algorithm", "outer", "validation"}
         )
-        matters["corpus"].pop("bad_rows", None)
+        for corpus in _each(matters["corpus"]):
+            corpus.pop("bad_rows", None)
         if self.pretrain:
             matters["pretrained"] = self.pretrained.name
         return _eight_digits(matters)
@@ -201,9 +261,12 @@ class Run(Section):
         matters: dict[str, Any] = {"seed": self.seed, "model": start, "pretrain": section}
         if "own" in self.pretrain.corpus:
             matters |= self.model_dump(mode="json", include={"corpus", "tasks"})
-            matters["corpus"].pop("bad_rows", None)
-            for drawn in ("ways", "shots", "queries", "classes_from"):
-                matters["tasks"].pop(drawn, None)
+            for corpus in _each(matters["corpus"]):
+                for mixed in ("bad_rows", "weight", "called"):
+                    corpus.pop(mixed, None)
+            for owner in (matters, *_each(matters["corpus"])):
+                for drawn in ("ways", "shots", "queries", "classes_from"):
+                    (owner.get("tasks") or {}).pop(drawn, None)
         return self.root / "pretrained" / f"{self.name}-{_eight_digits(matters)}"
 
     @property
@@ -223,15 +286,25 @@ class Run(Section):
         """The run's own folder."""
         return self.root / f"{self.name}-{self.hash()}"
 
-    def measured(self, shots: int | None) -> Tasks:
-        """The task settings for evaluation at `shots` shots (None: as in training)."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The corpora that the run learns from, each with its tasks: one, or several that are mixed."""
+        return parts_of(self.corpus, self.tasks)
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides which checkpoint is best: the tasks' own, or the mean of the parts'."""
+        return self.parts[0].tasks.metric if len(self.parts) == 1 else "mean"
+
+    def measured(self, shots: int | None, tasks: Tasks | None = None) -> Tasks:
+        """The task settings (of a part, else the run's) for evaluation at `shots` shots (None: as in training)."""
         given = {
             "ways": self.evaluate.ways,
             "shots": shots,
             "queries": self.evaluate.queries,
             "classes_from": self.evaluate.classes_from,
         }
-        values = {**self.tasks.model_dump(), **{k: v for k, v in given.items() if v is not None}}
+        values = {**(tasks or self.tasks).model_dump(), **{k: v for k, v in given.items() if v is not None}}
         return Tasks.model_validate(values)
 
 
@@ -260,6 +333,11 @@ def recipe_path(where: str) -> Path:
     )
 
 
+def _each(corpus: Any) -> list[dict[str, Any]]:
+    """The settings of each of a run's corpora."""
+    return corpus if isinstance(corpus, list) else [corpus]
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
@@ -273,17 +351,24 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
-    place = values
+    place: Any = values
     for part in above:
-        inner = place.get(part)
+        at: Any = _index(key, part, place) if isinstance(place, list) else part
+        inner = place[at] if isinstance(place, list) else place.get(part)
         if isinstance(inner, str) and part != "cluster":
             inner = {"kind": inner}
         elif isinstance(inner, str):
             inner = profile_values(inner)
         elif inner is None:
             inner = {}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, (dict, list)):
             raise UserError(f"{key}: {part} is {inner!r}, which has no settings below it")
-        place[part] = inner
+        place[at] = inner
         place = inner
-    place[last] = value
+    place[_index(key, last, place) if isinstance(place, list) else last] = value
+
+
+def _index(key: str, part: str, entries: list[Any]) -> int:
+    if not part.isdecimal() or int(part) >= len(entries):
+        raise UserError(f"{key}: {part!r} is no place in this list; write a number from 0 to {len(entries) - 1}")
+    return int(part)

@@ -6,7 +6,7 @@ padding; how they are padded or packed is the model's business.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,21 +49,30 @@ class Examples:
 
 @dataclass(frozen=True)
 class Episode:
-    """One small task: `classes` names its N classes in label order; support and query share no example."""
+    """One small task: `classes` names its N classes in label order; support and query share no example.
+
+    part: which of the corpora that a run mixes it comes from.
+    """
 
     number: int
     split: str
     classes: tuple[str, ...]
     support: Examples
     query: Examples
+    part: int = 0
 
     def to(self, device: torch.device) -> "Episode":
         """The same episode on `device`."""
-        return Episode(self.number, self.split, self.classes, self.support.to(device), self.query.to(device))
+        return replace(self, support=self.support.to(device), query=self.query.to(device))
 
     def to_row(self) -> dict[str, Any]:
         """A flat row of numbers, strings and arrays, as Ray Data carries it."""
-        row: dict[str, Any] = {"number": self.number, "split": self.split, "classes": list(self.classes)}
+        row: dict[str, Any] = {
+            "number": self.number,
+            "split": self.split,
+            "classes": list(self.classes),
+            "part": self.part,
+        }
         for side, examples in (("support", self.support), ("query", self.query)):
             row[f"{side}.ids"] = examples.ids.numpy().astype(np.int32)
             row[f"{side}.lengths"] = examples.lengths.numpy().astype(np.int32)
@@ -78,7 +87,9 @@ class Episode:
 
         def side(name: str) -> Examples:
             prefix = f"{name}.extra."
-            extra = {k.removeprefix(prefix): tensor(v) for k, v in row.items() if k.startswith(prefix)}
+            extra = {
+                k.removeprefix(prefix): tensor(v) for k, v in row.items() if k.startswith(prefix) and v is not None
+            }
             return Examples(
                 tensor(row[f"{name}.ids"]), tensor(row[f"{name}.lengths"]), tensor(row[f"{name}.rows"]), extra
             )
@@ -86,7 +97,8 @@ class Episode:
         def tensor(values: Any) -> Tensor:
             return torch.from_numpy(np.array(values, dtype=np.int64))
 
-        return cls(int(row["number"]), str(row["split"]), tuple(row["classes"]), side("support"), side("query"))
+        whole = (int(row["number"]), str(row["split"]), tuple(row["classes"]), side("support"), side("query"))
+        return cls(*whole, int(row["part"]))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,6 +16,38 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where settings stand that code below calls by their sections' names: `corpus[1]` for `corpus`, say.
+
+    sections: those of this place; what is called `tasks` is then `corpus[1].tasks`.
+    """
+
+    name: str = ""
+    sections: tuple[str, ...] = ()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A UserError raised within names this place."""
+        try:
+            yield
+        except UserError as error:
+            if not self.name:
+                raise
+            raise UserError(self._renamed(str(error))) from error
+
+    def _renamed(self, message: str) -> str:
+        owner = self.name.partition("[")[0]
+        for section in self.sections:
+            name = self.name if section == owner else f"{self.name}.{section}"
+            message = re.sub(rf"(?<![\w./\]-]){section}(?=\.[a-z_])|^{section}(?=:)", name, message)
+        return message if self.name in message else f"{self.name}: {message}"
+
+
+HERE = Place()
+"""That of a run with one corpus: sections are where they are called to be."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -60,7 +94,7 @@ def told(error: ValidationError) -> list[str]:
     wanted: dict[tuple[str, ...], tuple[list[str], Any]] = {}
     lines: dict[str, None] = {}
     for place, mistake in _of_the_nearest_member(list(_mistakes(error, ()))):
-        name = ".".join(place)
+        name = _dotted(place)
         kind, context, value = mistake["type"], mistake.get("ctx", {}), mistake.get("input")
         if kind in _WANTED:
             wanted.setdefault(place, ([], value))[0].append(_WANTED[kind].format(**context))
@@ -78,9 +112,13 @@ def told(error: ValidationError) -> list[str]:
         hint = did_you_mean(value, re.findall(r"'(\w+)'", give)) if isinstance(value, str) else ""
         shown = repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        name = ".".join(place) or "the run"
+        name = _dotted(place) or "the run"
         lines[f"{name}: " + (f"is empty; give {give}" if value is None else f"give {give}, not {shown}{hint}")] = None
     return list(lines)
+
+
+def _dotted(place: tuple[str, ...]) -> str:
+    return ".".join(place).replace(".[", "[")
 
 
 def _of_the_nearest_member(found: list[_Mistake]) -> list[_Mistake]:
@@ -105,7 +143,7 @@ def _of_the_nearest_member(found: list[_Mistake]) -> list[_Mistake]:
 
 def _mistakes(error: ValidationError, above: tuple[str, ...]) -> Iterator[_Mistake]:
     for mistake in error.errors():
-        place = (*above, *(str(p) for p in mistake["loc"] if not _is_a_type(p)))
+        place = (*above, *(f"[{p}]" if isinstance(p, int) else p for p in mistake["loc"] if not _is_a_type(p)))
         inner = mistake.get("ctx", {}).get("error")
         if isinstance(inner, ValidationError):
             yield from _mistakes(inner, place)

@@ -47,6 +47,12 @@ def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     return {name: estimate([e[name] for e in episodes]) for name in episodes[0]} if episodes else {}
 
 
+def mean_of(found: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, each with the same say: its variance is the sum of theirs over n squared."""
+    variance = sum(e.ci95**2 for e in found)
+    return Estimate(sum(e.mean for e in found) / len(found), sqrt(variance) / len(found))
+
+
 def classification_scores(predicted: Sequence[int], gold: Sequence[int], classes: int) -> dict[str, float]:
     """`accuracy`, and `macro_f1`: the mean F1 of classes 0..classes-1, where a class never met or predicted counts 0."""
     table = np.zeros((classes, classes), dtype=np.int64)

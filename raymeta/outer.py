@@ -56,11 +56,12 @@ class Outer(Section):
 
 @dataclass(frozen=True)
 class OuterStep:
-    """What one outer step was: its tasks, their mean query loss and metric, the gradient's norm before clipping, the rate."""
+    """What one outer step was: its tasks, their mean query loss, the mean metric of those of each part (None: there were
+    none), the gradient's norm before clipping, the rate."""
 
     tasks: int
     query_loss: float
-    metric: float
+    metrics: tuple[float | None, ...]
     grad_norm: float
     lr: float
 
@@ -68,16 +69,17 @@ class OuterStep:
 class OuterLoop:
     """Meta-parameters with their gradients and optimizer state, each one flat vector; `params` are views by name."""
 
-    def __init__(self, settings: Outer, params: Params, embedding: str) -> None:
+    def __init__(self, settings: Outer, params: Params, embedding: str, parts: int = 1) -> None:
+        """parts: of how many corpora the metric of tasks is told apart."""
         self.settings, self.embedding = settings, embedding
         order = list(params)
         names = sorted(params, key=lambda n: (_group(n, params[n]), order.index(n)))
         sizes = [params[n].numel() for n in names]
         some = params[names[0]]
         self.flat = torch.empty(sum(sizes), dtype=some.dtype, device=some.device)
-        self.sums = torch.zeros(sum(sizes) + 3, dtype=some.dtype, device=some.device)
-        """Sums over a step's tasks: the meta-gradient, then the number of tasks, their query loss and their metric."""
-        self.grad, self._tail = self.sums[:-3], self.sums[-3:]
+        self.sums = torch.zeros(sum(sizes) + 3 * parts, dtype=some.dtype, device=some.device)
+        """Sums over a step's tasks: the meta-gradient, then for each part the number of tasks, their query loss and metric."""
+        self.grad, self._tail = self.sums[: -3 * parts], self.sums[-3 * parts :].view(parts, 3)
         self.params, self._grads = self._views(self.flat, names, params), self._views(self.grad, names, params)
         for name in names:
             self.params[name].copy_(params[name])
@@ -108,7 +110,7 @@ class OuterLoop:
             start += size
         return views
 
-    def add(self, found: MetaStep, metric: float) -> bool:
+    def add(self, found: MetaStep, metric: float, part: int = 0) -> bool:
         """Adds tasks' meta-gradient, and the sum of their metric, to this step's; False, and nothing added, if not finite."""
         found_all = torch.stack([found.losses.sum(), *(g.sum() for g in found.grads.values())])
         if not bool(found_all.isfinite().all()):
@@ -120,7 +122,7 @@ class OuterLoop:
                 self._grads[name].index_add_(0, found.rows, grad)
             else:
                 self._grads[name].add_(grad)
-        self._tail.add_(self._tail.new_tensor([len(found.losses), float(found.losses.sum()), metric]))
+        self._tail[part].add_(self._tail.new_tensor([len(found.losses), float(found.losses.sum()), metric]))
         return True
 
     def update(self) -> "OuterStep":
@@ -129,7 +131,8 @@ class OuterLoop:
         Raises UserError where no task had a finite gradient.
         """
         self.step += 1
-        tasks, loss, metric = self._tail.tolist()
+        each = self._tail.tolist()
+        tasks, loss = sum(n for n, _, _ in each), sum(loss for _, loss, _ in each)
         if tasks == 0:
             raise UserError(
                 f"step {self.step}: no task had a finite loss and gradient; lower algorithm.inner_lr or outer.lr, and start again: "
@@ -142,7 +145,8 @@ class OuterLoop:
             group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.sums.zero_()
-        return OuterStep(int(tasks), loss / tasks, metric / tasks, norm, rate)
+        metrics = tuple(metric / n if n else None for n, _, metric in each)
+        return OuterStep(int(tasks), loss / tasks, metrics, norm, rate)
 
     def state(self) -> Params:
         """Optimizer state by name, for a checkpoint."""

@@ -7,12 +7,15 @@ that resumes needs to know its step and nothing else, and one, two or eight work
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from raymeta.episodes import Drawn, Episode, Pool
+from raymeta.episodes import Drawn, Episode, Pool, generator
+from raymeta.errors import HERE, Place
 from raymeta.prepare import calm_ray_data
 from raymeta.store import Prepared
 from raymeta.tasks import Choices, Tasks
@@ -23,17 +26,23 @@ _TASK_BLOCKS = 32
 
 @dataclass(frozen=True)
 class Source:
-    """Where episodes come from: a prepared corpus, a task kind, a split and a seed. Small, and the same anywhere."""
+    """Where episodes come from: a prepared corpus, a task kind, a split and a seed. Small, and the same anywhere.
+
+    part: which of the run's corpora it is; place: how messages name that one.
+    """
 
     folder: str
     tasks: Tasks
     split: str
     seed: int
+    part: int = 0
+    place: Place = HERE
 
     def drawn(self, number: int) -> Drawn:
         """Which examples make episode `number`."""
         _, pool, choices = _opened(self)
-        return self.tasks.draw(pool, self.seed, number, choices)
+        with self.place.told():
+            return self.tasks.draw(pool, self.seed, number, choices)
 
     def episode(self, number: int) -> Episode:
         """Episode `number`, a pure function of the source and the number."""
@@ -42,14 +51,34 @@ class Source:
         support, query = (
             self.tasks.examples(prepared.take(rows), rows, drawn.classes) for rows in (drawn.support, drawn.query)
         )
-        return Episode(number, self.split, drawn.classes, support, query)
+        return Episode(number, self.split, drawn.classes, support, query, self.part)
 
     def check(self) -> Choices:
         """The classes that can take part; raises UserError, before a worker starts, where they are too few."""
-        choices = _opened(self)[2]
+        with self.place.told():
+            choices = _opened(self)[2]
         for number in range(3):
             self.drawn(number)
         return choices
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources of one split and seed: each number belongs to one of them, drawn by their weights."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    def source(self, number: int) -> Source:
+        """Whose episode `number` is: a pure function of the seed, the split and the number."""
+        first = self.sources[0]
+        ends = list(accumulate(self.weights))
+        drawn = generator(first.seed, f"part of {first.split}", number).random()
+        return self.sources[int(np.searchsorted(ends, drawn * ends[-1], side="right"))]
+
+    def episode(self, number: int) -> Episode:
+        """Episode `number`: the one of this number of the source that it belongs to."""
+        return self.source(number).episode(number)
 
 
 @lru_cache(maxsize=16)
@@ -65,7 +94,13 @@ def share(first: int, count: int, rank: int, workers: int) -> range:
 
 
 def steps(
-    source: Source, start: int, stop: int, tasks_per_step: int, rank: int = 0, workers: int = 1, on_ray: bool = False
+    source: Source | Mixture,
+    start: int,
+    stop: int,
+    tasks_per_step: int,
+    rank: int = 0,
+    workers: int = 1,
+    on_ray: bool = False,
 ) -> Iterator[list[Episode]]:
     """For each step from `start` up to `stop` (counted from 0), this worker's episodes.
 
@@ -83,13 +118,23 @@ def steps(
         yield [Episode.from_row(row) for row in batch.to_pylist()]
 
 
-def rows(source: Source, numbers: list[int]) -> pa.Table:
-    """Episodes as a table, a row each."""
+def rows(source: Source | Mixture, numbers: list[int]) -> pa.Table:
+    """Episodes as a table, a row each; all tables of a source have the same columns."""
     found = [source.episode(n).to_row() for n in numbers]
-    return pa.table({name: pa.array([row[name] for row in found]) for name in found[0]})
+    return pa.table({name: pa.array([row.get(name) for row in found], type=kind) for name, kind in _columns(source)})
 
 
-def _dataset(source: Source, start: int, stop: int, tasks_per_step: int, rank: int, workers: int) -> Any:
+@lru_cache(maxsize=16)
+def _columns(source: Source | Mixture) -> tuple[tuple[str, pa.DataType], ...]:
+    """Name and type of what the rows of a source hold; a row of another source of a mixture lacks some."""
+    columns: dict[str, pa.DataType] = {}
+    for each in source.sources if isinstance(source, Mixture) else (source,):
+        row = each.episode(0).to_row()
+        columns |= {name: pa.array([value]).type for name, value in row.items()}
+    return tuple({**columns, "classes": pa.list_(pa.string())}.items())
+
+
+def _dataset(source: Source | Mixture, start: int, stop: int, tasks_per_step: int, rank: int, workers: int) -> Any:
     """This worker's episodes in order, as a Ray dataset whose blocks are drawn when they are due."""
     import ray
     from ray.data.block import BlockMetadata

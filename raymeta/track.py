@@ -60,7 +60,10 @@ def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
 def validation_line(row: dict[str, Any], metric: str) -> str:
     """One validation as a line for the console."""
     best = "  (best so far)" if row.get("best") else ""
-    return f"validation at step {row['step']}: {metric} {100 * row[metric]:.1f} ± {100 * row[metric + '_ci95']:.1f} % ({row['episodes']} episodes){best}"
+    said = f"validation at step {row['step']}: {metric} {100 * row[metric]:.1f} ± {100 * row[metric + '_ci95']:.1f} %"
+    of_parts = {name.partition("/")[0]: name for name in reversed(row) if "/" in name and not name.endswith("_ci95")}
+    parts = [f"{name} {100 * row[name]:.1f}, " for name in reversed(of_parts.values())]
+    return f"{said} ({''.join(parts)}{row['episodes']} episodes{' each' if parts else ''}){best}"
 
 
 def _duration(seconds: float) -> str:

@@ -252,7 +252,7 @@ PRETRAIN_MISTAKES = [
     ),
     ({"architecture": {"type": "llama", "heads": 4, "hidden": 12}, "objective": "clm"}, "12 / 4 is odd"),
     ({"corpus": []}, "pretrain.corpus: give a list of at least 1"),
-    ({"corpus": ["own", {"kind": "quikstart"}]}, "pretrain.corpus.1: .* did you mean 'quickstart'"),
+    ({"corpus": ["own", {"kind": "quikstart"}]}, r"pretrain.corpus\[1\]: .* did you mean 'quickstart'"),
 ]
 
 

@@ -57,7 +57,7 @@ def test_steps_are_those_of_torchs_adamw_on_the_mean_gradient():
         assert took.tasks == 3
         assert took.grad_norm == pytest.approx(float(norm), rel=1e-5)
         assert took.query_loss == pytest.approx(10 * step + 1.5)
-        assert took.metric == pytest.approx(0.5)
+        assert took.metrics == pytest.approx((0.5,))
         for name, p in plain.items():  # float32 sums in another order
             torch.testing.assert_close(loop.params[name], p.detach(), rtol=1e-5, atol=1e-6)
 

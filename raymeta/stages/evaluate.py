@@ -17,10 +17,11 @@ from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.heads.prototype import Prototype
 from raymeta.layers import Params
-from raymeta.metrics import Estimate, estimates
+from raymeta.metrics import Estimate, estimates, mean_of
 from raymeta.model import Network
-from raymeta.prepare import prepare
+from raymeta.parts import Part, held_out, left_out, prepared
 from raymeta.stream import Source, share
+from raymeta.tasks import Tasks
 from raymeta.workers import Workers
 
 ROWS = {
@@ -58,7 +59,8 @@ def scores(
 def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
     """Measures the checkpoint `start` and both baselines; writes evaluation.json and gives it.
 
-    Several `evaluate.shots` are measured in turn: the first is the file's own, and all are under `settings`.
+    Several `evaluate.shots` are measured in turn: the first is the file's own, and all are under `settings`. Of a mixed
+    corpus, each part that has the split is measured, and then the mean over them.
     """
     path = run.folder / "evaluation.json"
     known = read(path)
@@ -71,9 +73,8 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
         return known
     with checkpoint.locked(run.folder):
         connect(run.cluster)
-        prepared = prepare(
-            run.corpus,
-            run.tasks,
+        folders = prepared(
+            run.parts,
             run.backbone,
             run.seed,
             run.root / "prepared",
@@ -81,9 +82,13 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
             say=lambda _: None,
         )
         for shots in run.evaluate.shots or (None,):
-            Source(str(prepared.folder), run.measured(shots), run.evaluate.split, run.seed).check()
+            there = measured(run, folders, shots)
+            for _, source in there:
+                source.check()
+        for line in left_out(run.parts, there, run.evaluate.split):
+            print(line)
         payload = {
-            "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": str(prepared.folder),
+            "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": folders,
             "checkpoint": str(start.folder), "asked": asked,
         }  # fmt: skip
         launch(_measure, payload, run.cluster, run.folder)
@@ -100,14 +105,20 @@ def read(path: Path) -> dict[str, Any] | None:
     return found
 
 
+def measured(run: Run, folders: Sequence[str], shots: int | None) -> list[tuple[Part, Source]]:
+    """Each part that has the split to be evaluated, and where its episodes of `shots` shots come from."""
+    return held_out(run.parts, folders, run.evaluate.split, run.seed, lambda part: run.measured(shots, part.tasks))
+
+
 def loaded(run: Run, workers: Workers) -> Network:
     """The run's model on this worker's device; new weights, if it has any, are seeded alike on every worker.
 
     Raises UserError where the algorithm does not suit the model.
     """
     torch.manual_seed(run.seed)
-    outputs = run.tasks.outputs_for(run.tasks.ways[1])
-    network = run.backbone.load(outputs, run.seed, run.outer.train, run.tasks.slots).to(workers.device)
+    outputs = max(part.tasks.outputs_for(part.tasks.ways[1]) for part in run.parts)
+    slots = max(part.tasks.slots for part in run.parts)
+    network = run.backbone.load(outputs, run.seed, run.outer.train, slots).to(workers.device)
     run.algorithm.check(network)
     return network
 
@@ -139,21 +150,19 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
     trained = {**first, **{n: p.to(workers.device) for n, p in fitting(start, first).items()}}
     settings = []
     for shots in run.evaluate.shots or (None,):
-        tasks = run.measured(shots)
-        source = Source(payload["prepared"], tasks, run.evaluate.split, run.seed)
-        shape = {
-            "split": run.evaluate.split, "episodes": run.evaluate.episodes, "ways": _plain(tasks.ways), "shots": _plain(tasks.shots),
-            "queries": tasks.queries,
-        }  # fmt: skip
-        rows = {}
-        for name, params in (("metrics", trained), ("untrained", first), ("prototype", first)):
-            algorithm, head = run.algorithm, network.head
-            if name == "prototype":
-                algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
-            found = scores(network, algorithm, params, source, run.evaluate.episodes, run.evaluate.inner_steps, workers)
-            network.head = head
-            rows[name] = {m: {"mean": e.mean, "ci95": e.ci95} for m, e in estimates(found).items()}
-        settings.append({**shape, **rows})
+        found = []
+        for part, source in measured(run, payload["prepared"], shots):
+            rows = {}
+            for name, params in (("metrics", trained), ("untrained", first), ("prototype", first)):
+                algorithm, head = run.algorithm, network.head
+                if name == "prototype":
+                    algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
+                rows[name] = estimates(
+                    scores(network, algorithm, params, source, run.evaluate.episodes, run.evaluate.inner_steps, workers)
+                )
+                network.head = head
+            found.append((part, source.tasks, rows))
+        settings += _settings(run, found)
     if workers.first:
         path = Path(payload["folder"]) / "evaluation.json"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -163,29 +172,60 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
         temporary.replace(path)
 
 
+def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, dict[str, Estimate]]]]) -> list[dict[str, Any]]:
+    """What was found at one number of shots, as evaluation.json holds it; of a mixed corpus, the mean over its parts first."""
+    shape = {"split": run.evaluate.split, "episodes": run.evaluate.episodes}
+    settings = []
+    if len(found) > 1:
+        means = {row: mean_of([rows[row][tasks.metric] for _, tasks, rows in found]) for row in ROWS}
+        settings.append(
+            {
+                "parts": [part.name for part, _, _ in found],
+                **shape,
+                **_numbers({r: {"mean": m} for r, m in means.items()}),
+            }
+        )
+    for part, tasks, rows in found:
+        name = {"part": part.name} if len(run.parts) > 1 else {}
+        drawn = {"ways": _plain(tasks.ways), "shots": _plain(tasks.shots), "queries": tasks.queries}
+        settings.append({**name, **shape, **drawn, **_numbers(rows)})
+    return settings
+
+
+def _numbers(rows: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    return {
+        row: {metric: {"mean": e.mean, "ci95": e.ci95} for metric, e in found.items()} for row, found in rows.items()
+    }
+
+
 def _plain(bounds: tuple[int, int]) -> int | list[int]:
     return bounds[0] if bounds[0] == bounds[1] else list(bounds)
 
 
-def table(evaluation: dict[str, Any], kilo_shot: bool = False) -> str:
+def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) -> str:
     """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent.
 
-    kilo_shot: whether K shots stand for K to 2 K mentions (entities).
+    kilo_shot: whether K shots stand for K to 2 K mentions (entities); of a mixed corpus, the names of the parts where they do.
     """
     blocks = []
     for found in evaluation["settings"]:
         names = list(found["metrics"])
-        shots = (
-            f"{found['shots']}~{2 * found['shots']}"
-            if kilo_shot and isinstance(found["shots"], int)
-            else f"{found['shots']}"
-        )
-        head = f"{found['split']}: {found['episodes']} episodes, {found['ways']}-way {shots}-shot; mean ± 95 % interval, in %"
         cells = [["", *names]]
         for row, label in ROWS.items():
             cells.append([label, *(str(Estimate(found[row][n]["mean"], found[row][n]["ci95"])) for n in names)])
-        blocks.append("\n".join([head, *_aligned(cells)]))
+        blocks.append("\n".join([_heading(found, kilo_shot), *_aligned(cells)]))
     return "\n\n".join(blocks)
+
+
+def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:
+    if "parts" in found:
+        what = f"mean of the main metrics of {', '.join(found['parts'])}"
+        return f"{found['split']}: {what}; {found['episodes']} episodes each; mean ± 95 % interval, in %"
+    part, shots = found.get("part", ""), found["shots"]
+    doubled = part in kilo_shot if isinstance(kilo_shot, frozenset) else kilo_shot
+    shown = f"{shots}~{2 * shots}" if doubled and isinstance(shots, int) else f"{shots}"
+    of = f" of {part}" if part else ""
+    return f"{found['split']}{of}: {found['episodes']} episodes, {found['ways']}-way {shown}-shot; mean ± 95 % interval, in %"
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:

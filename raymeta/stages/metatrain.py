@@ -1,7 +1,9 @@
 """Meta-training: the outer loop over a stream of episodes, on every worker of the cluster."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from raymeta.config import Run
 from raymeta.episodes import Episode
 from raymeta.errors import UserError
 from raymeta.layers import Params
-from raymeta.metrics import estimates
+from raymeta.metrics import Estimate, estimates, mean_of
 from raymeta.model import Network
-from raymeta.outer import OuterLoop
-from raymeta.prepare import check, prepare
+from raymeta.outer import OuterLoop, OuterStep
+from raymeta.parts import checked, held_out, left_out, prepared, training
 from raymeta.stages.evaluate import loaded, meta_parameters, scores
-from raymeta.stream import Source, steps
+from raymeta.stream import Mixture, steps
 from raymeta.track import Follow, Track
 from raymeta.workers import Workers
 
@@ -62,7 +64,7 @@ def metatrain(run: Run) -> Result:
     if done:
         print(f"meta-training is done: {done.last.folder}")
         return done
-    check(run.corpus, run.tasks)
+    checked(run.parts)
     with checkpoint.locked(run.folder):
         connect(run.cluster)
         _launch(run, run.folder)
@@ -73,23 +75,30 @@ def metatrain(run: Run) -> Result:
 
 
 def _launch(run: Run, folder: Path) -> None:
-    prepared = prepare(
-        run.corpus, run.tasks, run.backbone, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process
-    )
-    for split in ("train", "validation") if run.validation.every else ("train",):
-        left_out = Source(str(prepared.folder), run.tasks, split, run.seed).check().left_out
-        if left_out:
+    parts = run.parts
+    folders = prepared(parts, run.backbone, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process)
+    train = training(parts, folders, run.seed)
+    sources = list(train.sources) if isinstance(train, Mixture) else [train]
+    if run.validation.every:
+        there = held_out(parts, folders, "validation", run.seed)
+        for line in left_out(parts, there, "validation"):
+            print(line)
+        sources += [source for _, source in there]
+    for source in sources:
+        few = source.check().left_out
+        if few:
+            of = f" of {parts[source.part].name}" if len(parts) > 1 else ""
             print(
-                f"{split}: {len(left_out)} classes have too few examples for an episode and are not drawn: {', '.join(sorted(left_out)[:5])}"
+                f"{source.split}{of}: {len(few)} classes have too few examples for an episode and are not drawn: {', '.join(sorted(few)[:5])}"
             )
     (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")
     start = checkpoint.newest(folder / "checkpoints", say=_silent)
     if start:
         print(f"going on from step {start.step}")
     payload = {
-        "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": str(prepared.folder), "start": start.step if start else 0,
+        "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": folders, "start": start.step if start else 0,
     }  # fmt: skip
-    with Follow(folder / "metrics.jsonl", run.outer.steps, run.tasks.metric):
+    with Follow(folder / "metrics.jsonl", run.outer.steps, run.metric):
         launch(_train, payload, run.cluster, folder)
 
 
@@ -101,13 +110,12 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     """The outer loop, as every worker runs it."""
     run = Run.of(payload["run"])
     folder = Path(payload["folder"])
-    source = Source(payload["prepared"], run.tasks, "train", run.seed)
+    source = training(run.parts, payload["prepared"], run.seed)
     network = loaded(run, workers)
     params = meta_parameters(run, network, workers)
     moving = network.trainable()
-    outer = OuterLoop(
-        run.outer, {n: p for n, p in params.items() if n in moving or n not in network.base}, network.embedding
-    )
+    moved = {n: p for n, p in params.items() if n in moving or n not in network.base}
+    outer = OuterLoop(run.outer, moved, network.embedding, len(run.parts))
     params |= outer.params
     start = checkpoint.newest(folder / "checkpoints", say=_silent)
     best = None
@@ -124,18 +132,18 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     began = time.perf_counter()
     for episodes in stream:
         waited = time.perf_counter() - began
-        left_out: list[int] = []
-        for at in range(0, len(episodes), at_once):
-            left_out += _learned(run, network, outer, params, episodes[at : at + at_once], workers)
+        not_counted: list[int] = []
+        for together in _together(episodes, at_once):
+            not_counted += _learned(run, network, outer, params, together, workers)
         workers.sum(outer.sums)
         took = outer.update()
         if took.tasks < run.outer.tasks_per_step:
-            left_out = sorted(n for part in workers.gathered(left_out) for n in part)
+            not_counted = sorted(n for mine in workers.gathered(not_counted) for n in mine)
         seconds = time.perf_counter() - began
         if track:
             track.row(
-                step=outer.step, query_loss=took.query_loss, **{f"query_{run.tasks.metric}": took.metric}, grad_norm=took.grad_norm,
-                lr=took.lr, tasks=took.tasks, tasks_per_s=took.tasks / seconds, step_s=seconds, wait_s=waited, **({"left_out": left_out} if left_out else {}),
+                step=outer.step, query_loss=took.query_loss, **_query_metrics(run, took), grad_norm=took.grad_norm,
+                lr=took.lr, tasks=took.tasks, tasks_per_s=took.tasks / seconds, step_s=seconds, wait_s=waited, **({"left_out": not_counted} if not_counted else {}),
             )  # fmt: skip
         last = outer.step == run.outer.steps
         improved = False
@@ -143,22 +151,46 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
             found_best = _validate(run, network, outer, params, payload["prepared"], workers, track, best)
             improved, best = found_best is not best, found_best
         if workers.first and (outer.step % run.save.every == 0 or improved or last):
-            state = {"best": best, "metric": run.tasks.metric}
+            state = {"best": best, "metric": run.metric}
             checkpoint.save(
                 folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep
             )
         began = time.perf_counter()
 
 
+def _query_metrics(run: Run, took: OuterStep) -> dict[str, float]:
+    """The mean metric of each part's tasks, by the name of its column in metrics.jsonl; without the parts that had none."""
+    named = zip(run.parts, took.metrics, strict=True)
+    mixed = len(run.parts) > 1
+    return {
+        f"query_{part.name}/{part.tasks.metric}" if mixed else f"query_{part.tasks.metric}": value
+        for part, value in named
+        if value is not None
+    }
+
+
+def _together(episodes: list[Episode], at_once: int) -> Iterator[list[Episode]]:
+    """The episodes in runs of at most `at_once`, each of one part: those of the first part first, in their order."""
+    for _, of_part in groupby(sorted(episodes, key=lambda e: e.part), key=lambda e: e.part):
+        mine = list(of_part)
+        for at in range(0, len(mine), at_once):
+            yield mine[at : at + at_once]
+
+
 def _learned(
     run: Run, network: Network, outer: OuterLoop, params: Params, episodes: list[Episode], workers: Workers
 ) -> list[int]:
-    """Adds the episodes' meta-gradient to the step; gives the numbers of those left out, whose own is not finite."""
-    inner = run.algorithm.bound(network, run.tasks, [e.to(workers.device) for e in episodes], run.seed)
+    """Adds the episodes' meta-gradient to the step; gives the numbers of those left out, whose own is not finite.
+
+    The episodes are of one part.
+    """
+    part = episodes[0].part
+    tasks = run.parts[part].tasks
+    inner = run.algorithm.bound(network, tasks, [e.to(workers.device) for e in episodes], run.seed)
     found = run.algorithm.meta_step(inner, params, outer.step + 1)
     scored = zip(found.outputs, episodes, strict=True)
-    metric = sum(run.tasks.score(o.cpu(), e.query, e.classes)[run.tasks.metric] for o, e in scored)
-    if outer.add(found, metric):
+    metric = sum(tasks.score(o.cpu(), e.query, e.classes)[tasks.metric] for o, e in scored)
+    if outer.add(found, metric, part):
         return []
     if len(episodes) == 1:
         return [episodes[0].number]
@@ -170,19 +202,28 @@ def _validate(
     network: Network,
     outer: OuterLoop,
     params: Params,
-    prepared: str,
+    folders: list[str],
     workers: Workers,
     track: Track | None,
     best: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Scores the validation episodes, and gives what is best now: {"step", metric} of this step or the one before."""
-    source = Source(prepared, run.tasks, "validation", run.seed)
-    found = scores(network, run.algorithm, params, source, run.validation.episodes, run.validation.inner_steps, workers)
-    metric = run.tasks.metric
-    means = estimates(found)
+    means: dict[str, Estimate] = {}
+    main = []
+    for part, source in held_out(run.parts, folders, "validation", run.seed):
+        found = estimates(
+            scores(network, run.algorithm, params, source, run.validation.episodes, run.validation.inner_steps, workers)
+        )
+        main.append(found[part.tasks.metric])
+        means |= {f"{part.name}/{n}": e for n, e in found.items()} if len(run.parts) > 1 else found
+    if len(run.parts) > 1:
+        means = {"mean": mean_of(main), **means}
+    metric = run.metric
     if best is None or means[metric].mean > best[metric]:
         best = {"step": outer.step, metric: means[metric].mean, "ci95": means[metric].ci95}
     if track:
         numbers = {k: v for name, e in means.items() for k, v in ((name, e.mean), (f"{name}_ci95", e.ci95))}
-        track.row(step=outer.step, split="validation", episodes=len(found), best=best["step"] == outer.step, **numbers)
+        track.row(
+            step=outer.step, split="validation", episodes=run.validation.episodes, best=best["step"] == outer.step, **numbers
+        )  # fmt: skip
     return best

@@ -43,8 +43,9 @@ def estimate_of_few(values: Sequence[float]) -> Estimate:
 
 
 def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    """The estimate of each metric over episodes."""
-    return {name: estimate([e[name] for e in episodes]) for name in episodes[0]} if episodes else {}
+    """The estimate of each metric over the episodes that have it."""
+    names = dict.fromkeys(name for e in episodes for name in e)
+    return {name: estimate([e[name] for e in episodes if name in e]) for name in names}
 
 
 def mean_of(found: Sequence[Estimate]) -> Estimate:

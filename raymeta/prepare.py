@@ -45,7 +45,9 @@ def prepare(
     Raises UserError where a file or column is missing, too many rows are bad, or no row is left.
     """
     shards, columns = check(corpus, tasks)
-    folder = root / _key(corpus, tasks, backbone, seed)
+    tokenizer = backbone.tokenizer()
+    tasks.check(tokenizer)
+    folder = root / _key(corpus, tasks, backbone, tokenizer, seed)
     if not (folder / "index.json").is_file():
         building = root / f".building-{folder.name}-{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
@@ -73,7 +75,7 @@ def prepare(
 
 def check(corpus: Corpus, tasks: Tasks) -> tuple[list[Shard], dict[str, str | int]]:
     """Shards and role -> column, once all is right that can be known before rows are read; else raises UserError."""
-    shards, columns = corpus.check(tasks.roles, tasks.split.column)
+    shards, columns = corpus.check(tasks.reads(), tasks.split.column, tasks.optional)
     split = tasks.split
     stated = split.column or any(getattr(split, s) is not None for s in SPLITS) or any(s.split for s in shards)
     if not stated:
@@ -81,19 +83,23 @@ def check(corpus: Corpus, tasks: Tasks) -> tuple[list[Shard], dict[str, str | in
             "tasks.split: nothing says which rows train and which test; name a column "
             "(split: {column: split, train: train, test: test}), numbers of classes (split: {train: 30, test: 10}), or one file a split"
         )
-    if (tasks.classes_from == "task" or (split.of == "task" and not split.column)) and "task" not in corpus.columns:
-        setting = "tasks.classes_from: task" if tasks.classes_from == "task" else "tasks.split.of: task"
+    by_task = [
+        ("tasks.classes_from: task", tasks.classes_from == "task"),
+        ("tasks.split.of: task", split.of == "task" and not split.column),
+        (f"tasks.kind: {tasks.kind}", tasks.generates),
+    ]
+    for setting in (s for s, needs in by_task if needs and "task" not in columns):
         raise UserError(f"{setting} needs to know each row's task; name its column (corpus.columns: {{task: domain}})")
     return shards, columns
 
 
-def _key(corpus: Corpus, tasks: Tasks, backbone: Backbone, seed: int) -> str:
+def _key(corpus: Corpus, tasks: Tasks, backbone: Backbone, tokenizer: Any, seed: int) -> str:
     """A name that changes with anything that a prepared corpus depends on."""
-    words = repr(sorted(backbone.tokenizer().get_vocab().items()))
+    words = repr(sorted(tokenizer.get_vocab().items()))
     own = tasks.model_dump_json(exclude={"ways", "shots", "queries", "classes_from"})
     drawn = any(isinstance(getattr(tasks.split, s), int) for s in SPLITS)
     parts = [
-        VERSION, corpus.kind, corpus.model_dump_json(), corpus.fingerprint(), own, backbone.max_length,
+        VERSION, corpus.kind, corpus.model_dump_json(), corpus.fingerprint(), own, tasks.fingerprint(), backbone.max_length,
         hashlib.sha256(words.encode()).hexdigest(), seed if drawn else None,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -105,3 +105,6 @@ def test_an_estimate_reads_in_percent():
     assert str(Estimate(0.8714, 0.0088)) == "87.1 ± 0.9"
     assert estimates([{"accuracy": 0.0, "f": 1.0}, {"accuracy": 1.0, "f": 1.0}])["f"] == Estimate(1.0, 0.0)
     assert estimates([]) == {}
+    some = estimates([{"f": 0.0, "qa/f": 0.0}, {"f": 1.0}, {"f": 1.0, "qa/f": 1.0}])
+    assert some["qa/f"] == estimate([0.0, 1.0])
+    assert some["f"] == estimate([0.0, 1.0, 1.0])

@@ -71,24 +71,27 @@ class Corpus(Component, family="raymeta.corpora", noun="corpus"):
         """The column that a role reads."""
         return self.columns.get(role, role)
 
-    def wanted(self, roles: Sequence[str], split_column: str | None) -> dict[str, str | int]:
-        """Role -> column for the task kind's roles, `task` if named, and the split's column."""
-        known = (*roles, "task")
+    def wanted(
+        self, roles: Sequence[str], split_column: str | None, optional: Sequence[str] = ()
+    ) -> dict[str, str | int]:
+        """Role -> column for the task kind's roles, the optional ones and `task` if named, and the split's column."""
+        known = (*roles, *optional, "task")
         for role in self.columns:
             if role not in known:
                 raise UserError(
                     f"corpus.columns: this task kind has no role {role!r}{did_you_mean(role, known)} (roles: {', '.join(known)})"
                 )
         wanted = {role: self.column(role) for role in roles}
-        if "task" in self.columns:
-            wanted["task"] = self.columns["task"]
+        wanted |= {role: self.columns[role] for role in known if role in self.columns}
         if split_column:
             wanted["split"] = split_column
         return wanted
 
-    def check(self, roles: Sequence[str], split_column: str | None) -> tuple[list[Shard], dict[str, str | int]]:
+    def check(
+        self, roles: Sequence[str], split_column: str | None, optional: Sequence[str] = ()
+    ) -> tuple[list[Shard], dict[str, str | int]]:
         """Shards and role -> column, once every file is there and has its columns; else raises UserError."""
-        wanted = self.wanted(roles, split_column)
+        wanted = self.wanted(roles, split_column, optional)
         shards = self.shards()
         if not shards:
             raise UserError("corpus: there is no file to read")

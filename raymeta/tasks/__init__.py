@@ -79,6 +79,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
 
     roles: ClassVar[tuple[str, ...]] = ()
     """The columns that this kind reads, by role, the answer last; the run's `corpus.columns` names them."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Columns that this kind reads, by role, only where `corpus.columns` names them, as it does `task`."""
     metric: ClassVar[str] = ""
     """The metric that decides which checkpoint is best."""
     generates: ClassVar[bool] = False
@@ -87,6 +89,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     `target_lengths` [text]."""
     auto_class: ClassVar[str] = ""
     """What follows `AutoModelFor` in the name of transformers' class that an adapted model is exported for; empty: none."""
+    fewest_ways: ClassVar[int] = 2
+    """Classes that an episode must have at least."""
 
     ways: Range = (5, 5)
     """Classes of an episode (N), or [low, high]."""
@@ -101,8 +105,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
 
     @model_validator(mode="after")
     def _positive(self) -> "Tasks":
-        if self.ways[0] < 2:
-            raise ValueError(f"ways: an episode needs at least 2 classes, not {self.ways[0]}")
+        if self.ways[0] < self.fewest_ways:
+            raise ValueError(f"ways: an episode needs at least {self.fewest_ways} classes, not {self.ways[0]}")
         if self.shots[0] < 1:
             raise ValueError(f"shots: an episode needs at least 1 example a class, not {self.shots[0]}")
         return self
@@ -117,6 +121,17 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
         return 1
 
     # reading
+
+    def reads(self) -> tuple[str, ...]:
+        """The roles that these settings read."""
+        return self.roles
+
+    def check(self, tokenizer: Any) -> None:
+        """Raises UserError where this kind cannot be computed here, or with this tokenizer."""
+
+    def fingerprint(self) -> str:
+        """A text that changes when what this kind reads beside the corpus changes."""
+        return ""
 
     @abstractmethod
     def fault(self, row: dict[str, Any]) -> str | None:

@@ -91,6 +91,43 @@ def test_one_file_a_split_tells_each_row_its_split(tmp_path):
     assert [s.order for s in shards] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_may_be_chosen_by_their_values_for_all_files_or_for_each_split(name, tmp_path):
+    rows = [{**row, "part": i % 3} for i, row in enumerate(INTENTS)]
+    path = str(tmp_path / name)
+    (tmp_path / name).write_bytes(FORMATS[name](rows))
+    assert pairs(Files(path=path, where={"part": [0, 2]})) == [p for i, p in enumerate(PAIRS) if i % 3 != 1]
+    label = INTENTS[0]["label"]
+    both = Files(path=path, where={"part": 0, "label": label})
+    assert pairs(both) == [p for i, p in enumerate(PAIRS) if i % 3 == 0 and p[1] == label]
+    apart = Files(path={"train": path, "test": path}, where={"train": {"part": 0}, "test": {"part": ["1"]}})
+    assert pairs(apart) == PAIRS[0::3] + PAIRS[1::3]
+    assert next(r.values.keys() for r in read(apart, ("text",))) == {"text"}
+    assert Files.model_validate(apart.model_dump()) == apart
+
+
+def test_rows_that_are_not_chosen_keep_the_others_numbers(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl([{**row, "part": i % 2} for i, row in enumerate(INTENTS)]))
+    found = read(Files(path=str(tmp_path / "rows.jsonl"), where={"part": 1}), ("text",))
+    assert [row.number for row in found] == list(range(2, len(INTENTS) + 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("path", "where", "says"),
+    [
+        ("rows.csv", {"lable": "a"}, "corpus.where: 'lable' is not a column of .*did you mean 'label'"),
+        ("rows.csv", {"train": {"label": "a"}}, "'train' is no split of corpus.path"),
+        ({"train": "rows.csv"}, {"test": {"label": "a"}}, "'test' is no split of corpus.path"),
+        ({"train": "rows.csv"}, {"train": {"label": "a"}, "label": "a"}, "for every split, or columns alone"),
+    ],
+)
+def test_a_wrong_choice_of_rows_is_named(path, where, says, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_bytes(as_csv(INTENTS))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        read(Files(path=path, where=where), ("text",))
+
+
 def test_a_large_parquet_file_is_read_in_parts_that_cover_it_once(tmp_path, monkeypatch):
     monkeypatch.setattr("raymeta.corpora.files._ROWS_A_SHARD", 10)
     (tmp_path / "rows.parquet").write_bytes(as_parquet(INTENTS, row_group_size=4))

@@ -5,7 +5,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raymeta.corpora import Corpus, Row, Shard
 from raymeta.episodes import SPLITS
@@ -26,6 +27,8 @@ _ENDINGS = {
 _ROWS_A_SHARD = 100_000
 
 Paths = str | list[str]
+Value = str | int | bool
+Values = Value | list[Value]
 
 
 class Files(Corpus):
@@ -36,6 +39,9 @@ class Files(Corpus):
     format: Literal["auto", "parquet", "jsonl", "csv", "conll"] = "auto"
     """How to read them; `auto`: by their endings (.tsv is CSV with tabs; .conll, .bio, .txt are CoNLL columns). CoNLL
     roles name columns by number: `{tokens: 0, tags: -1}` is the default."""
+    where: dict[str, Values | dict[str, Values]] = Field(default_factory=dict)
+    """Which rows are read: column -> its value, or a list of values; or so for each split of `path`:
+    `{train: {part: train}, test: {part: [dev, test]}}`. All rows, where it says nothing."""
 
     @field_validator("path")
     @classmethod
@@ -47,6 +53,20 @@ class Files(Corpus):
                         f"{name!r} is not a split{did_you_mean(name, SPLITS)} (splits: {', '.join(SPLITS)})"
                     )
         return path
+
+    @model_validator(mode="after")
+    def _where_fits(self) -> "Files":
+        by_split = [name for name, values in self.where.items() if isinstance(values, dict)]
+        known = self.path if isinstance(self.path, dict) else {}
+        for name in by_split:
+            if name not in known:
+                raise ValueError(
+                    f"where: {name!r} is no split of corpus.path{did_you_mean(name, known)}; name files by split there, or write "
+                    "column: value"
+                )
+        if by_split and len(by_split) < len(self.where):
+            raise ValueError("where: name columns for every split, or columns alone, not both")
+        return self
 
     def shards(self) -> list[Shard]:
         found: list[Shard] = []
@@ -113,7 +133,35 @@ class Files(Corpus):
             )
         return list(keys)
 
+    def check(
+        self, roles: Sequence[str], split_column: str | None, optional: Sequence[str] = ()
+    ) -> tuple[list[Shard], dict[str, str | int]]:
+        shards, wanted = super().check(roles, split_column, optional)
+        for shard in {s.place: s for s in shards}.values():
+            for column in self._asked(shard.split):
+                there = self.names(shard)
+                if column not in there:
+                    raise UserError(
+                        f"corpus.where: {column!r} is not a column of {shard.name}{did_you_mean(column, there)} "
+                        f"(columns: {', '.join(there)})"
+                    )
+        return shards, wanted
+
+    def _asked(self, split: str | None) -> dict[str, set[str]]:
+        """Column -> the values that a row of `split` may have."""
+        mine: dict[str, Any] = dict(self.where)
+        if any(isinstance(values, dict) for values in mine.values()):
+            mine = mine.get(split or "", {})
+        return {c: {str(v) for v in (values if isinstance(values, list) else [values])} for c, values in mine.items()}
+
     def rows(self, shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
+        asked = self._asked(shard.split)
+        more = {f"where {column}": column for column in asked}
+        for row in self._all_rows(shard, {**columns, **more}):
+            if row.fault or all(str(row.values[f"where {c}"]) in values for c, values in asked.items()):
+                yield replace(row, values={role: v for role, v in row.values.items() if role not in more})
+
+    def _all_rows(self, shard: Shard, columns: dict[str, str | int]) -> Iterator[Row]:
         kind = self._format(shard.name)
         try:
             if kind == "parquet":

@@ -324,8 +324,11 @@ def test_instructions_join_definitions_from_a_file_by_task(tmp_path):
     assert tokenizer.decode(encoded(kind, tokenizer, task="German")["ids"]) == f"Say it. {TEXTS[0]}\n=>"
     assert kind.fault({**ROW, "task": "Finnish"}) == "task 'Finnish' has no definition"
     before = kind.fingerprint()
-    path.write_text(json.dumps({"French": "Other words."}), encoding="utf-8")
-    assert Instructions(definitions=str(path)).fingerprint() != before
+    listed = [{"task": "French", "definition": "Other words."}, {"task": "German", "definition": "Say it."}]
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    kind = Instructions(definitions=str(path))
+    assert kind.fingerprint() != before
+    assert tokenizer.decode(encoded(kind, tokenizer)["ids"]) == f"Other words. {TEXTS[0]}\n=>"
 
 
 def test_instructions_read_definitions_from_a_column_and_score_each_group():
@@ -340,7 +343,7 @@ def test_instructions_read_definitions_from_a_column_and_score_each_group():
     assert kind.fault({**ROW, "definition": None}) == "task 'French' has no definition"
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "[1]", "7"])
 def test_a_damaged_file_of_definitions_is_named(text, tmp_path):
     path = tmp_path / "tasks.json"
     path.write_text(text, encoding="utf-8")

@@ -29,7 +29,8 @@ class Instructions(Generation):
     template: str = "{definition} {source}"
     """What the model is given: the input as `{source}`, the `{definition}`, and `{task}`, in any words."""
     definitions: str | None = None
-    """A JSON file: task -> its definition, or -> {definition: ...}. Absent: the role `definition`, if the template holds one."""
+    """A JSON file: an object, task -> its definition, or a list of objects with `task` and `definition`. Absent: the role
+    `definition`, if the template holds one."""
     definition_length: int = Field(64, ge=1)
     """Tokens of a definition; what is over is left out, so that the input has room."""
 
@@ -108,13 +109,17 @@ def _read(path: str) -> dict[str, str]:
     try:
         return _parsed(name, Path(name).stat().st_mtime_ns)
     except (OSError, ValueError) as error:
-        raise UserError(f"tasks.definitions: {name} could not be read as JSON: {first_line(error)}") from error
+        raise UserError(f"tasks.definitions: {name} could not be read: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=4)
 def _parsed(name: str, _: int) -> dict[str, str]:
     found = json.loads(Path(name).read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}, not an object: task -> definition")
+    if isinstance(found, list):
+        found = {str(entry.get("task")): entry for entry in found if isinstance(entry, dict)}
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            "it holds neither an object, task -> definition, nor a list of objects with task and definition"
+        )
     texts = {task: value.get("definition") if isinstance(value, dict) else value for task, value in found.items()}
     return {task: text for task, text in texts.items() if isinstance(text, str)}

@@ -6,6 +6,7 @@ relative error about 1e-4 to 2e-3 for a pretrained model and small steps (`rayme
 first-order kernels suffice.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from raymeta.inner import Fast, Inner, Params, Step
+from raymeta.inner import Fast, Inner, Params, Step, descent
+from raymeta.layers import History
+from raymeta.products import Tape, lowered, summed, times
 
 How = Callable[[Params, int], Step]
 """How inner step t (from 0) goes, given the local parameters (which hold learned rates)."""
@@ -37,23 +40,11 @@ class MetaStep:
 
 
 def unrolled(inner: Inner, params: Params, steps: int, how: How, weights: Sequence[float] | None = None) -> MetaStep:
-    """By reverse-mode differentiation through every step that is kept differentiable.
+    """By reverse-mode differentiation through every step, whose graphs are kept. Exact; with detached steps, first-order MAML.
 
-    Exact where steps keep their graph; with detached steps, first-order MAML. Memory grows with the kept steps.
-    weights: of the query loss after each step, [steps]; absent: only the last counts.
+    Memory grows with the steps. weights: of the query loss after each step, [steps]; absent: only the last counts.
     """
-    local = inner.opened(params)
-    fast = inner.start(local)
-    total: Tensor | None = None
-    for t in range(steps):
-        fast = inner.step(fast, how(local, t))
-        if weights is not None and weights[t] and t + 1 < steps:
-            part = weights[t] * inner.query_losses(inner.query_logits(fast)).sum()
-            total = part if total is None else total + part
-    logits = inner.query_logits(fast)
-    losses = inner.query_losses(logits)
-    last = losses.sum() * (1.0 if weights is None or not steps else weights[-1])
-    return _step(inner, local, _gradient(last if total is None else total + last, local), losses, logits)
+    return _walked(inner, params, steps, how, weights, keep=True)
 
 
 def recomputed(inner: Inner, params: Params, steps: int, how: How, weights: Sequence[float] | None = None) -> MetaStep:
@@ -62,36 +53,104 @@ def recomputed(inner: Inner, params: Params, steps: int, how: How, weights: Sequ
     The same gradient as `unrolled` for a third more time; memory grows only with the parameters (or the dual form's
     history) of each step.
     """
-    if steps == 0:
-        return unrolled(inner, params, steps, how)
+    return _walked(inner, params, steps, how, weights, keep=False)
+
+
+def _walked(
+    inner: Inner, params: Params, steps: int, how: How, weights: Sequence[float] | None, keep: bool
+) -> MetaStep:
+    """Forward over the steps, each of which starts from leaves, and back; `keep`: with the graphs of the way forward."""
     local = inner.opened(params)
-    with torch.no_grad():
-        states = [inner.start(local)]
-        for t in range(steps):
-            states.append(replace(inner.step(states[-1], how(local, t)), seen={}))
-            states[t] = replace(states[t], features=None, seen={})
     grads: Params = {}
-    fast, leaves = _leaf(states.pop(), local)
-    logits = inner.query_logits(fast)
-    losses = inner.query_losses(logits)
-    back = _collect(losses.sum() * (1.0 if weights is None else weights[-1]), leaves, local, grads)
-    del fast, leaves  # what is done with is let go, here and below, for it is as large as the model
+    if steps == 0:
+        start = inner.start(local)
+        back, losses, logits = _of_query(inner, start, {}, 1.0, _Back({}, {}), local, grads, start.tape)
+        _whole(back, grads)
+        return _step(inner, local, grads, losses, logits)
+    trail: list[tuple[Fast, Params, Fast | None]] = []
+    with torch.set_grad_enabled(keep):
+        after = inner.step(inner.start(local), how(local, 0))
+    first = _light(after) if keep else None
+    for t in range(1, steps):
+        fast, leaves = _leaf(after, local)
+        with torch.set_grad_enabled(keep):
+            after = inner.step(fast, how(local, t))
+        trail.append((fast, leaves, _light(after) if keep else None))
+    fast, leaves = _leaf(after, local)
+    del after  # what is done with is let go, here and below, for it is as large as the model
+    last = 1.0 if weights is None else weights[-1]
+    back, losses, logits = _of_query(inner, fast, leaves, last, _Back({}, {}), local, grads)
+    del fast, leaves
     for t in range(steps - 1, 0, -1):
-        weight = 0.0 if weights is None else weights[t - 1]
-        back = _before(inner, states.pop(), how(local, t), back, weight, local, grads)
-    _through(inner.step(inner.start(local), how(local, 0)), back, {}, local, grads)
+        back = _before(
+            inner, trail.pop(), how(local, t), back, 0.0 if weights is None else weights[t - 1], local, grads
+        )
+    first = first or inner.step(inner.start(local), how(local, 0))
+    _whole(_through(inner, first, back, {}, local, grads, start=True), grads)
     return _step(inner, local, grads, losses, logits)
 
 
-def _before(inner: Inner, state: Fast, how: Step, back: Params, weight: float, local: Params, grads: Params) -> Params:
-    """The gradient `back` after an inner step, carried to the state before it; `weight`: of the query loss there."""
-    fast, leaves = _leaf(state, local)
-    through = _through(inner.step(fast, how), back, leaves, local, grads)
-    if not weight:
-        return through
-    fast, leaves = _leaf(state, local)
-    direct = _collect(weight * inner.query_losses(inner.query_logits(fast)).sum(), leaves, local, grads)
-    return _sum(through, direct)
+@dataclass
+class _Back:
+    """A gradient on its way back. inside: of what moves within the graph, by name; sums: of the weights of fused and dual
+    layers, by layer, which are added to in place."""
+
+    inside: Params
+    sums: Params
+
+
+def _whole(back: _Back, grads: Params) -> None:
+    """Adds the sums of what has come back to the start to the gradients of local parameters."""
+    _add(grads, {f"{n}.weight": v.squeeze(0) for n, v in back.sums.items()})
+
+
+def _light(after: Fast) -> Fast:
+    """Without the fused weights, which the next state holds."""
+    return replace(after, own=after.small())
+
+
+def _of_query(
+    inner: Inner,
+    fast: Fast,
+    leaves: Params,
+    weight: float,
+    back: _Back,
+    local: Params,
+    grads: Params,
+    start: Tape | None = None,
+) -> tuple[_Back, Tensor, Tensor]:
+    """`back` and the query loss's gradient times `weight`; the losses and the logits. start: the tape of the forward that the
+    graph goes on to, if any."""
+    logits = inner.query_logits(fast)
+    losses = inner.query_losses(logits)
+    tape = inner.query_tape
+    tape.sums = back.sums
+    if start is not None:
+        start.sums = back.sums
+    found = _backward(inner, [losses.sum() * weight], None, leaves, local, grads)
+    if start is not None:
+        start.finish()
+    return _Back(_sum(back.inside, found), tape.finish()), losses, logits
+
+
+def _before(
+    inner: Inner,
+    kept: tuple[Fast, Params, Fast | None],
+    how: Step,
+    back: _Back,
+    weight: float,
+    local: Params,
+    grads: Params,
+) -> _Back:
+    """The gradient `back` after an inner step, carried to the state before it; `weight`: of the query loss there.
+
+    kept: the state before the step on leaves, the leaves, and what came of the step (None: it is taken again)."""
+    fast, leaves, after = kept
+    back = _through(inner, after or inner.step(fast, how), back, leaves, local, grads)
+    if weight:
+        fast, leaves = _leaf(fast, local)
+        back, _, _ = _of_query(inner, fast, leaves, weight, back, local, grads)
+    return back
 
 
 def finite_difference(
@@ -108,39 +167,21 @@ def finite_difference(
     local = inner.opened(params)
     start = inner.start(local)
     shared = {n: p for n, p in start.shared.items() if p.requires_grad}
-    trail: list[tuple[Fast, Params, Params]] = []
-    fast = replace(start, features=None)
+    trail: list[tuple[Fast, _Slope]] = []
+    fast = start
     for t in range(steps):
-        fast, of_moving, of_shared = _plain_gradient(inner, fast, shared)
-        trail.append((fast, of_moving, of_shared))
-        fast = _descended(inner, fast, of_moving, how(local, t))
+        fast, slope = _slope(inner, fast, shared)
+        trail.append((fast, slope))
+        fast = _descended(fast, slope, how(local, t))
+    length = _length([*trail[0][0].moving().values(), *(p for n, p in start.own.items() if n not in start.small())])
     grads: Params = {}
     fast, leaves = _leaf(fast, local)
-    logits = inner.query_logits(fast)
-    losses = inner.query_losses(logits)
-    back = _collect(losses.sum(), leaves, local, grads)
+    back, losses, logits = _of_query(inner, fast, leaves, 1.0, _Back({}, {}), local, grads)
     for t in range(steps - 1, -1, -1):
-        before, of_moving, of_shared = trail.pop()
-        step = how(local, t)
-        push = {n: step.rates(_setting(n)) * v for n, v in back.items()}
-        norm = torch.stack([u.detach().square().sum() for u in push.values()]).sum().sqrt()
-        if float(norm) == 0.0:
-            continue
-        length = torch.stack([p.detach().square().sum() for p in before.moving().values()]).sum().sqrt()
-        width = _EPSILON * length / norm
-        ahead = before.moved(
-            {n: p + width * push[n].detach() if n in push else p for n, p in before.moving().items()}, before.shared
-        )
-        _, there_moving, there_shared = _plain_gradient(inner, ahead, shared)
-        _rate_gradients(local, back, of_moving, before, step, grads)
-        back = {
-            n: v - ((there_moving[n] - of_moving[n]) / width + 2 * step.l2 * push[n]) if n in of_moving else v
-            for n, v in back.items()
-        }
-        for name in shared:
-            if name in there_shared:
-                grads[name] = grads.get(name, 0) - (there_shared[name] - of_shared[name]) / width
-    _through(start, {n: v.detach() for n, v in back.items()}, {}, local, grads)
+        before, slope = trail.pop()
+        _difference(inner, before, slope, how(local, t), back, length, shared, local, grads)
+    back = _Back({n: v.detach() for n, v in back.inside.items()}, back.sums)
+    _whole(_through(inner, start, back, {}, local, grads, start=True), grads)
     return _step(inner, local, grads, losses, logits)
 
 
@@ -165,7 +206,7 @@ def carried_back(
         back, fast = way(inner, fixed, local, grads)
         logits = inner.query_logits(fast)
         losses = inner.query_losses(logits)
-    _through(start, back, {}, local, grads)
+    _through(inner, start, _Back(back, {}), {}, local, grads, start=True)
     return _step(inner, local, grads, losses, logits)
 
 
@@ -177,39 +218,66 @@ def _step(inner: Inner, local: Params, grads: Params, losses: Tensor, logits: Te
     return MetaStep(inner.closed(grads), inner.rows.flatten(), losses.detach(), inner.answers(logits))
 
 
-def _gradient(loss: Tensor, local: Params) -> Params:
-    names = [n for n, p in local.items() if p.requires_grad]
-    found = torch.autograd.grad(loss, [local[n] for n in names], allow_unused=True)
-    return {n: g for n, g in zip(names, found, strict=True) if g is not None}
-
-
 def _leaf(fast: Fast, local: Params) -> tuple[Fast, Params]:
     """The state on leaves of its own, for the part that moves."""
     leaves = {n: p.detach().requires_grad_() for n, p in fast.moving().items()}
     return fast.moved(leaves, {n: local[n] for n in fast.shared}), leaves
 
 
-def _collect(loss: Tensor, leaves: Params, local: Params, grads: Params) -> Params:
-    """Gradient of `loss` in the leaves; that in local parameters is added to `grads`."""
-    return _backward([loss], None, leaves, local, grads)
+def _through(
+    inner: Inner, after: Fast, back: _Back, leaves: Params, local: Params, grads: Params, start: bool = False
+) -> _Back:
+    """The gradient `back` of the state `after`, carried to the leaves it was made from and to local parameters.
 
-
-def _through(after: Fast, back: Params, leaves: Params, local: Params, grads: Params) -> Params:
-    """The gradient `back` of the state `after`, carried to the leaves it was made from and to local parameters."""
-    pairs = [(get_gradient_edge(p), back[n]) for n, p in after.moving().items() if n in back and p.requires_grad]
-    del after  # the way back needs its graph, not its values
-    return _backward([e for e, _ in pairs], [g for _, g in pairs], leaves, local, grads) if pairs else {}
+    A fused weight that moved by pull^T inputs sends its gradient to both; what its layer's products add to it on the way is
+    summed by their tape. start: the state was made from local parameters, which tasks share.
+    """
+    outputs, given = [], []
+    for name, tensor in after.moving().items():
+        if name in back.inside and tensor.requires_grad:
+            outputs.append(get_gradient_edge(tensor))
+            given.append(back.inside[name])
+    for layer, (pull, inputs) in after.pulls.items():
+        if layer in back.sums:
+            matrix = back.sums[layer].to(pull.dtype)
+            matrix = matrix.mT if layer in after.turned else matrix
+            outputs.append(get_gradient_edge(pull))
+            given.append(times(inputs.detach().to(pull.dtype), matrix.mT).neg_())
+            if inputs.requires_grad:
+                outputs.append(get_gradient_edge(inputs))
+                given.append(times(pull.detach(), matrix).neg_().to(inputs.dtype))
+    sums = back.sums
+    if after.kept != 1.0:
+        for layer in after.fused & sums.keys():
+            sums[layer].mul_(after.kept)
+    if start:
+        sums = {n: v if len(v) == 1 else v.sum(0, keepdim=True) for n, v in sums.items()}
+    tape = after.tape
+    if tape is not None:
+        tape.sums = sums
+    del after, back  # the way back needs the graph, not its values
+    found = _backward(inner, outputs, given, leaves, local, grads) if outputs else {}
+    return _Back(found, sums if tape is None else tape.finish())
 
 
 def _backward(
-    outputs: list[Tensor] | list[GradientEdge], given: list[Tensor] | None, leaves: Params, local: Params, grads: Params
+    inner: Inner,
+    outputs: list[Tensor] | list[GradientEdge],
+    given: list[Tensor] | None,
+    leaves: Params,
+    local: Params,
+    grads: Params,
 ) -> Params:
     names = [n for n, p in local.items() if p.requires_grad]
-    found = torch.autograd.grad(outputs, [*leaves.values(), *(local[n] for n in names)], given, allow_unused=True)
-    for name, grad in zip(names, found[len(leaves) :], strict=True):
-        if grad is not None:
-            grads[name] = grads[name] + grad if name in grads else grad
+    wanted = [*leaves.values(), *(local[n] for n in names), inner.anchor]
+    found = torch.autograd.grad(outputs, wanted, given, allow_unused=True)
+    _add(grads, {n: g for n, g in zip(names, found[len(leaves) :], strict=False) if g is not None})
     return {n: g for n, g in zip(leaves, found[: len(leaves)], strict=True) if g is not None}
+
+
+def _add(grads: Params, more: Params) -> None:
+    for name, grad in more.items():
+        grads[name] = grads[name] + grad if name in grads else grad
 
 
 def _sum(one: Params, other: Params) -> Params:
@@ -221,45 +289,123 @@ def _setting(moving: str) -> str:
     return moving.replace("head.fast.", "head.")
 
 
-def _plain_gradient(inner: Inner, fast: Fast, shared: Params) -> tuple[Fast, Params, Params]:
-    """The state, detached, and the support loss's gradient in what moves and in shared parameters."""
+@dataclass(frozen=True)
+class _Slope:
+    """The support loss's gradient: in what moves within the graph, in shared parameters, and in fused weights, each as
+    (output gradients, inputs), whose product it is."""
+
+    moving: Params
+    shared: Params
+    products: History
+
+
+def _slope(inner: Inner, fast: Fast, shared: Params) -> tuple[Fast, _Slope]:
+    """The state on leaves, without a graph, and the slope there."""
     leaves = {n: p.detach().requires_grad_() for n, p in fast.moving().items()}
     fixed = {n: shared[n].detach().requires_grad_() if n in shared else p for n, p in fast.shared.items()}
     at = fast.moved(leaves, fixed)
     names = list(shared)
     with torch.enable_grad():
-        loss = inner.support_losses(at).sum()
-        found = torch.autograd.grad(loss, [*leaves.values(), *(fixed[n] for n in names)], allow_unused=True)
+        losses, seen, tape = inner.support(at)
+        wanted = [*leaves.values(), *(fixed[n] for n in names), inner.anchor]
+        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
     moving = {n: g for n, g in zip(leaves, found, strict=False) if g is not None}
     if inner.network.backbone.adapt == "body":
         moving = {n: g for n, g in moving.items() if not n.startswith("head.fast.")}
-    return at, moving, {n: g for n, g in zip(names, found[len(leaves) :], strict=True) if g is not None}
+    products = {n: (g, seen[n].detach().to(g.dtype)) for n, g in tape.outputs.items()}
+    of_shared = {n: g for n, g in zip(names, found[len(leaves) :], strict=False) if g is not None}
+    return at, _Slope(moving, of_shared, products)
 
 
-def _descended(inner: Inner, fast: Fast, grads: Params, step: Step) -> Fast:
+def _descended(fast: Fast, slope: _Slope, step: Step) -> Fast:
+    """The state after an inner step down the slope, without a graph."""
     moved = {}
-    for name, old in fast.moving().items():
-        value = old.detach()
-        if name in grads:
-            value = value - step.rates(_setting(name)) * (grads[name] + 2 * step.l2 * value)
-        moved[name] = value.detach()
-    return replace(fast.moved(moved, fast.shared), steps=fast.steps + 1)
+    with torch.no_grad():
+        for name, old in fast.moving().items():
+            moved[name] = old.detach()
+            if name in slope.moving:
+                grad = slope.moving[name] if not step.l2 else slope.moving[name] + 2 * step.l2 * old
+                moved[name] = descent(old, step.rates(_setting(name)), grad)
+        own = dict(fast.own)
+        for layer, (rows, columns) in slope.products.items():
+            rate = float(step.rates(f"{layer}.weight"))
+            weight = own[f"{layer}.weight"]
+            kept = 1 - 2 * rate * step.l2
+            own[f"{layer}.weight"] = lowered(weight, columns, rate * rows, layer in fast.turned, kept)
+    after = replace(fast.moved(moved, fast.shared), steps=fast.steps + 1)
+    return replace(after, own={n: moved.get(n, p) for n, p in own.items()})
 
 
-def _rate_gradients(local: Params, back: Params, of_moving: Params, before: Fast, step: Step, grads: Params) -> None:
+def _difference(
+    inner: Inner,
+    before: Fast,
+    slope: _Slope,
+    step: Step,
+    back: _Back,
+    length: float,
+    shared: Params,
+    local: Params,
+    grads: Params,
+) -> None:
+    """Carries `back`, in place, over the inner step that was taken at `before`, where the slope was `slope`."""
+    push = {n: step.rates(_setting(n)) * v for n, v in back.inside.items()}
+    rates = {n: float(step.rates(f"{n}.weight")) for n in back.sums}
+    norm = _length([*push.values(), *(v for n, v in back.sums.items())], [1.0] * len(push) + list(rates.values()))
+    if norm == 0.0:
+        return
+    width = _EPSILON * length / norm
+    moving = {n: torch.add(p, push[n], alpha=width) if n in push else p for n, p in before.moving().items()}
+    ahead = before.moved({n: p.detach() for n, p in moving.items()}, before.shared)
+    own = {
+        n: torch.add(p, back.sums[n.removesuffix(".weight")], alpha=width * rates[n.removesuffix(".weight")])
+        if n.removesuffix(".weight") in back.sums
+        else p
+        for n, p in ahead.own.items()
+    }
+    there = _slope(inner, replace(ahead, own=own), shared)[1]
+    _rate_gradients(local, back, slope, before, step, grads)
+    for name, grad in slope.moving.items():
+        if name in back.inside:
+            curve = torch.sub(grad, there.moving[name]).div_(width)
+            if step.l2:
+                curve -= 2 * step.l2 * push[name]
+            back.inside[name] = back.inside[name] + curve
+    for layer, total in back.sums.items():
+        if step.l2:
+            total.mul_(1 - 2 * step.l2 * rates[layer])
+        if layer in slope.products:
+            (rows, columns), (rows_there, columns_there) = slope.products[layer], there.products[layer]
+            row, column = torch.cat([rows_there, rows], 1), torch.cat([columns_there, -columns], 1)
+            left, right = (column, row) if layer in before.turned else (row, column)
+            summed(total, left, right, alpha=-1 / width)
+    for name in shared:
+        if name in there.shared:
+            _add(grads, {name: (slope.shared[name] - there.shared[name]) / width})
+
+
+def _length(tensors: Sequence[Tensor], factors: Sequence[float] | None = None) -> float:
+    """The Euclidean norm of tensors, each times its factor, end to end."""
+    norms = [float(torch.linalg.vector_norm(t.detach())) for t in tensors]
+    return math.hypot(*(n * f for n, f in zip(norms, factors or [1.0] * len(norms), strict=True)))
+
+
+def _rate_gradients(local: Params, back: _Back, slope: _Slope, before: Fast, step: Step, grads: Params) -> None:
     """Adds the gradient of learned rates: theta - rate * g has the derivative -g in its rate."""
     rated = [n for n in local if n.startswith("rates") and local[n].requires_grad]
     if not rated:
         return
     moving = before.moving()
     with torch.enable_grad():
-        total = sum(
-            -(step.rates(_setting(n)) * (back[n] * (g + 2 * step.l2 * moving[n])).detach()).sum()
-            for n, g in of_moving.items()
-            if n in back
+        terms = [
+            step.rates(_setting(n)) * (back.inside[n] * (g + 2 * step.l2 * moving[n])).detach()
+            for n, g in slope.moving.items()
+            if n in back.inside
+        ]
+        for layer, (rows, columns) in slope.products.items():
+            if layer in back.sums:
+                total = back.sums[layer].mT if layer in before.turned else back.sums[layer]
+                terms.append(step.rates(f"{layer}.weight") * (rows * times(columns, total.mT)).sum())
+        found = torch.autograd.grad(
+            -torch.stack([t.sum() for t in terms]).sum(), [local[n] for n in rated], allow_unused=True
         )
-    assert isinstance(total, Tensor)
-    found = torch.autograd.grad(total, [local[n] for n in rated], allow_unused=True)
-    for name, grad in zip(rated, found, strict=True):
-        if grad is not None:
-            grads[name] = grads[name] + grad if name in grads else grad
+    _add(grads, {n: g for n, g in zip(rated, found, strict=True) if g is not None})

@@ -16,6 +16,7 @@ from torch import Tensor
 from raymeta.episodes import Episode, Examples
 from raymeta.layers import History, Params, Weights
 from raymeta.model import Middle, Network
+from raymeta.products import Tape, lowered
 
 _PAD = -100
 _SUPPORT, _QUERY = "support.hidden", "query.hidden"
@@ -56,9 +57,12 @@ class TaskLoss(Protocol):
 class Fast:
     """Adapted parameters of each task after some inner steps.
 
-    own: encoder parameters that adapt, by name, [task, ...]; history: of dual linear layers, in their stead; head: `weight`
-    and `bias`, [task, ...]; shared: local parameters that do not adapt, and the W_0 of dual layers; features: the support
-    items' features under these parameters, [task, item, hidden], and seen: dual layers' inputs and outputs, if known.
+    own: encoder parameters that adapt, by name, [task, ...]; those of the linear layers `fused` lie outside of the graph, and
+    are [1, ...] before the first step, and [task, in, out] for those that are `turned`; history: of dual linear layers, in their stead; head: `weight` and `bias`, [task, ...];
+    shared: local parameters that do not adapt, and the W_0 of dual layers; features: the support items' features under these
+    parameters, [task, item, hidden], and seen: the inputs of fused and dual layers, if known, with the tape of their products;
+    pulls: layer -> (output gradient times step size, inputs) by which the last step moved a fused layer's weight, of which
+    `kept` is what l2 left of it.
     """
 
     own: Params
@@ -67,11 +71,20 @@ class Fast:
     shared: Params
     steps: int = 0
     features: Tensor | None = field(default=None, repr=False)
-    seen: History = field(default_factory=dict, repr=False)
+    seen: Params = field(default_factory=dict, repr=False)
+    tape: Tape | None = field(default=None, repr=False)
+    fused: frozenset[str] = frozenset()
+    turned: frozenset[str] = frozenset()
+    pulls: History = field(default_factory=dict, repr=False)
+    kept: float = 1.0
+
+    def small(self) -> Params:
+        """The encoder parameters that adapt within the graph."""
+        return {n: p for n, p in self.own.items() if n.removesuffix(".weight") not in self.fused}
 
     def moving(self) -> Params:
-        """What an inner step changes, as one flat dictionary."""
-        flat = {**self.own, **{f"head.fast.{n}": w for n, w in self.head.items()}}
+        """What an inner step changes within the graph, as one flat dictionary."""
+        flat = {**self.small(), **{f"head.fast.{n}": w for n, w in self.head.items()}}
         for name, (inputs, grads) in self.history.items():
             flat[f"{name}.inputs"], flat[f"{name}.grads"] = inputs, grads
         return flat
@@ -79,11 +92,13 @@ class Fast:
     def moved(self, flat: Params, shared: Params) -> "Fast":
         """The same state with other tensors in place of `moving` and `shared`; what was known of features is dropped."""
         return Fast(
-            {n: flat[n] for n in self.own},
+            {n: flat.get(n, p) for n, p in self.own.items()},
             {n: (flat[f"{n}.inputs"], flat[f"{n}.grads"]) for n in self.history},
             {n: flat[f"head.fast.{n}"] for n in self.head},
             shared,
             self.steps,
+            fused=self.fused,
+            turned=self.turned,
         )
 
 
@@ -116,12 +131,19 @@ class Inner:
         seed: int | None = None,
         dual: frozenset[str] = frozenset(),
         twice: bool = True,
+        fused: frozenset[str] = frozenset(),
     ) -> None:
         """seed: seeds dropout, by episode and step (None: no dropout). dual: linear layers to compute in dual form.
-        twice: whether the model must be differentiable twice."""
+        twice: whether the model must be differentiable twice. fused: linear layers whose weights are kept out of the graph
+        (see `raymeta.products`); steps must not clip, pull to an anchor, or have a rate for each entry of theirs."""
         assert len(episodes) == 1 or (network.swapped and network.packs), "this model serves one task at a time"
         self.network, self.tasks, self.episodes, self.seed, self.twice = network, tasks, episodes, seed, twice
         self.dual = dual if network.swapped else frozenset()
+        self.fused = fused - dual if network.swapped else frozenset()
+        self.anchor = network.base[network.embedding].new_zeros(()).requires_grad_()
+        """A scalar that every noted product depends on, so that one call differentiates all of them."""
+        self.query_tape = Tape()
+        """Of the products of the last query forward."""
         self.count = len(episodes)
         supports, queries = [e.support for e in episodes], [e.query for e in episodes]
         # a task's own embedding rows where the embedding adapts, else the rows of all tasks together
@@ -216,64 +238,93 @@ class Inner:
         for name, tensor in local.items():
             if name in network.adapted and not self._is_dual(name):
                 source = tensor if outside else tensor.detach()
+                if name.removesuffix(".weight") in self.fused:
+                    own[name] = tensor.detach().unsqueeze(0)
+                    continue
                 per_task = source if name == network.embedding else _for_each(source, self.count)
                 own[name] = per_task if per_task.requires_grad else per_task.detach().requires_grad_()
             else:
                 shared[name] = tensor if outside else tensor.detach()
-        fast = Fast(own, {}, {}, shared)
+        turned = frozenset(n for n in self.fused if network.transposed(n))
+        fast = Fast(own, {}, {}, shared, fused=self.fused, turned=turned)
         with torch.enable_grad():
-            features, seen = self._features(own, {}, shared, support=True, phase=0)
+            features, seen, tape = self._features(fast, support=True, phase=0)
         with torch.set_grad_enabled(outside):
             shaped = network.head.shaped(features, shared)
             head = network.head.start(local, shaped, self._support_items.targets, self.outputs)
         head = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in head.items()}
-        return replace(fast, head=head, features=features, seen=seen)
+        return replace(fast, head=head, features=features, seen=seen, tape=tape)
 
     def step(self, fast: Fast, how: Step) -> Fast:
         """One gradient step of every task on its support set."""
         outside = torch.is_grad_enabled()
         keep = outside and not how.detach
         first = fast.features is not None  # the graph to the features starts at `fast`, and may be needed again
-        own = fast.own if keep or first else {n: p.detach().requires_grad_() for n, p in fast.own.items()}
+        small = fast.small()
+        if not (keep or first):
+            small = {n: p.detach().requires_grad_() for n, p in small.items()}
         head = fast.head if keep else {n: w.detach().requires_grad_() for n, w in fast.head.items()}
         with torch.enable_grad():
-            features, seen = fast.features, fast.seen
-            if features is None:
-                features, seen = self._features(own, fast.history, fast.shared, support=True, phase=fast.steps)
+            features, seen, tape = fast.features, fast.seen, fast.tape
+            if features is None or tape is None:
+                features, seen, tape = self._features(
+                    replace(fast, own={**fast.own, **small}), support=True, phase=fast.steps
+                )
             # a node of its own: the head's weights, if made from the same features, count as independent of them
             item = features.view_as(features) if keep and features.requires_grad else features.detach().requires_grad_()
             loss = self._losses(head, item, fast.shared, self._support_items).sum()
             of_head = torch.autograd.grad(loss, [item, *head.values()], create_graph=keep)
-            names, watched = list(own), list(seen)
             below: tuple[Tensor | None, ...] = ()
-            if own or seen:
-                wanted = [*own.values(), *(seen[n][1] for n in watched)]
+            if small or seen:
                 below = torch.autograd.grad(
                     features,
-                    wanted,
+                    [*small.values(), self.anchor],
                     of_head[0],
                     create_graph=keep,
                     retain_graph=keep or (first and outside),
                     allow_unused=True,
                 )
-        grads: dict[str, Tensor | None] = dict(zip(names, below[: len(names)], strict=True))
-        of_outputs = below[len(names) :]
+        of_outputs, tape.outputs = tape.outputs, {}
+        grads: dict[str, Tensor | None] = dict(zip(small, below[: len(small)], strict=True))
         del below
         if self.network.backbone.adapt != "body":
             grads |= {f"head.{n}": g for n, g in zip(head, of_head[1:], strict=True)}
-        olds = {**fast.own, **{f"head.{n}": w for n, w in fast.head.items()}}
+        olds = {**fast.small(), **{f"head.{n}": w for n, w in fast.head.items()}}
         moved = self._moved(olds, grads, how, keep)
         history = dict(fast.history)
-        for name, grad in zip(watched, of_outputs, strict=True):
-            if grad is not None:
-                history[name] = _longer(history.get(name), seen[name][0], grad * how.rates(f"{name}.weight"), keep)
+        pulls, weights = {}, {}
+        kept = 1.0
+        for name in seen:
+            if name not in of_outputs:
+                continue
+            rate = how.rates(f"{name}.weight")
+            pull, inputs = of_outputs.pop(name) * rate, seen[name]
+            if not keep:
+                pull, inputs = pull.detach(), inputs.detach()
+            if name in self.dual:
+                history[name] = _longer(history.get(name), inputs, pull)
+                continue
+            if how.l2:
+                assert not isinstance(rate, Tensor), "a learned rate of |theta|^2 needs its weights in the graph"
+                kept = 1 - 2 * rate * how.l2
+            old = fast.own[f"{name}.weight"]
+            with torch.no_grad():
+                turned = name in fast.turned
+                weights[f"{name}.weight"] = lowered(old, inputs.detach(), pull.detach(), turned, kept)
+            if keep:
+                pulls[name] = (pull, inputs)
         return Fast(
-            {n: moved[n] for n in names},
+            {n: moved[n] if n in moved else weights.get(n, p) for n, p in fast.own.items()},
             history,
             {n: moved[f"head.{n}"] for n in head},
             fast.shared,
             fast.steps + 1,
-            None if own or seen else features,
+            None if small or seen else features,
+            tape=tape,
+            fused=fast.fused,
+            turned=fast.turned,
+            pulls=pulls,
+            kept=kept,
         )
 
     def _moved(self, olds: Params, grads: dict[str, Tensor | None], how: Step, keep: bool) -> Params:
@@ -295,20 +346,24 @@ class Inner:
             norm = torch.stack([g.flatten(1).square().sum(1) for g in pulls.values()]).sum(0).sqrt()
             factor = how.clip / norm.clamp(min=how.clip)
             pulls = {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in pulls.items()}
-        return {n: _descended(olds[n], how.rates(n), pulls.pop(n)) if n in pulls else olds[n] for n in olds}
+        return {n: descent(olds[n], how.rates(n), pulls.pop(n)) if n in pulls else olds[n] for n in olds}
 
     # losses
 
     def support_losses(self, fast: Fast) -> Tensor:
         """Mean loss over each task's support items, [task]."""
-        features = fast.features
-        if features is None:
-            features, _ = self._features(fast.own, fast.history, fast.shared, support=True, phase=fast.steps)
-        return self._losses(fast.head, features, fast.shared, self._support_items)
+        if fast.features is not None:
+            return self._losses(fast.head, fast.features, fast.shared, self._support_items)
+        return self.support(fast)[0]
+
+    def support(self, fast: Fast) -> tuple[Tensor, Params, Tape]:
+        """The same by a forward of its own, and watched layers' inputs with the tape of their products."""
+        features, seen, tape = self._features(fast, support=True, phase=fast.steps)
+        return self._losses(fast.head, features, fast.shared, self._support_items), seen, tape
 
     def query_logits(self, fast: Fast) -> Tensor:
         """Scores of the query items, [task, item, output]."""
-        features, _ = self._features(fast.own, fast.history, fast.shared, support=False, phase=-1)
+        features, _, self.query_tape = self._features(fast, support=False, phase=-1)
         return self._logits(fast.head, features, fast.shared)
 
     def query_losses(self, logits: Tensor) -> Tensor:
@@ -336,14 +391,15 @@ class Inner:
             return None
         return hash((self.seed, self.episodes[0].number, phase)) & 0x7FFF_FFFF_FFFF_FFFF
 
-    def _features(
-        self, own: Params, history: History, shared: Params, support: bool, phase: int
-    ) -> tuple[Tensor, History]:
-        """Features of the support or query items, [task, item, hidden], and dual layers' inputs and outputs."""
+    def _features(self, fast: Fast, support: bool, phase: int) -> tuple[Tensor, Params, Tape]:
+        """Features of the support or query items, [task, item, hidden], and watched layers' inputs and their tape."""
         layout, items, key = (
             (self._support, self._support_items, _SUPPORT) if support else (self._query, self._query_items, _QUERY)
         )
-        weights = Weights(self.count, shared, own, history, self.dual, {})
+        own, shared = fast.own, fast.shared
+        weights = Weights(
+            self.count, shared, own, fast.history, self.dual | self.fused, tape=Tape(), anchor=self.anchor
+        )
         seed, network = self._dropout(phase), self.network
         if network.cut is None:
             table = own.get(network.embedding)
@@ -353,7 +409,7 @@ class Inner:
         else:
             middle = replace(self._middles[key], hidden=shared[key])
             states = network.above(weights, middle, layout, seed, self.twice)
-        return items.features(states), weights.seen
+        return items.features(states), weights.seen, weights.tape
 
 
 class _Items:
@@ -421,14 +477,12 @@ def _for_each(tensor: Tensor, tasks: int) -> Tensor:
     return tensor.unsqueeze(0) if tasks == 1 else tensor.expand(tasks, *tensor.shape)
 
 
-def _descended(old: Tensor, rate: Tensor | float, grad: Tensor) -> Tensor:
+def descent(old: Tensor, rate: Tensor | float, grad: Tensor) -> Tensor:
     """`old - rate * grad`, in one pass each way where the rate is a number."""
     return old - rate * grad if isinstance(rate, Tensor) else torch.add(old, grad, alpha=-rate)
 
 
-def _longer(before: tuple[Tensor, Tensor] | None, inputs: Tensor, grads: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    if not keep:
-        inputs, grads = inputs.detach(), grads.detach()
+def _longer(before: tuple[Tensor, Tensor] | None, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
     if before is None:
         return inputs, grads
     return torch.cat([before[0], inputs], 1), torch.cat([before[1], grads], 1)

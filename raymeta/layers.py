@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from raymeta.products import Layer, Tape, product
+
 Params = dict[str, Tensor]
 History = dict[str, tuple[Tensor, Tensor]]
 
@@ -25,8 +27,8 @@ class Weights:
     """What the swapped layers of one model read while a forward runs.
 
     shared: by name, used by all tasks; own: by name, [task, ...]; history: dual layer -> (inputs [task, token, in], output
-    gradients times step size [task, token, out]) of earlier inner steps; watched: dual layers, whose input and
-    output this forward records in `seen`; repeated: linear layers that one forward used more than once, if watched.
+    gradients times step size [task, token, out]) of earlier inner steps; watched: linear layers whose products `tape` notes
+    and whose inputs [task, token, in] this forward records in `seen`; repeated: those that one forward used more than once.
     """
 
     tasks: int = 1
@@ -34,7 +36,9 @@ class Weights:
     own: Params = field(default_factory=dict)
     history: History = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
-    seen: History = field(default_factory=dict)
+    seen: Params = field(default_factory=dict)
+    tape: Tape = field(default_factory=Tape)
+    anchor: Tensor = field(default_factory=lambda: torch.zeros(()))
     repeated: set[str] = field(default_factory=set)
 
 
@@ -70,6 +74,8 @@ class TaskLinear(_Swapped):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; the leading axis holds the tasks side by side."""
         now = self.now
+        if self.name in now.watched:
+            return self._noted(x)
         one = now.tasks == 1
         weight = self._pick("weight")
         own_weight = self._is_own("weight")
@@ -88,27 +94,33 @@ class TaskLinear(_Swapped):
             y = F.linear(x, matrix, bias if fused else None)
             if bias is not None and not fused:
                 y = (y.reshape(now.tasks, -1, y.shape[-1]) + bias.unsqueeze(1)).view(y.shape)
-        else:
-            rows = x.reshape(now.tasks, -1, x.shape[-1])
-            y = (
-                rows @ matrix.mT
-                if bias is None
-                else torch.baddbmm(bias.unsqueeze(1) if not fused else bias, rows, matrix.mT)
-            )
-            y = y.view(*x.shape[:-1], y.shape[-1])
-        if self.name in now.watched:
-            rows, shape = x.reshape(now.tasks, -1, x.shape[-1]), y.shape
-            y = y.view(now.tasks, -1, shape[-1])
-            if self.name in now.history:
-                inputs, grads = now.history[self.name]
-                y = torch.baddbmm(y, rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0)
-            if torch.is_grad_enabled() and not y.requires_grad:
-                y.requires_grad_()  # nothing below adapts but other dual layers
-            if self.name in now.seen:
-                now.repeated.add(self.name)
-            now.seen[self.name] = (rows, y)
-            y = y.view(shape)
-        return y
+            return y
+        rows = x.reshape(now.tasks, -1, x.shape[-1])
+        y = (
+            rows @ matrix.mT
+            if bias is None
+            else torch.baddbmm(bias.unsqueeze(1) if not fused else bias, rows, matrix.mT)
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _noted(self, x: Tensor) -> Tensor:
+        """The same by a product that the tape notes, less what earlier inner steps took away in dual form."""
+        now = self.now
+        rows = x.reshape(now.tasks, -1, x.shape[-1])
+        weight = self._pick("weight").detach()
+        bias = self._pick("bias") if self.bias else None
+        if not self._is_own("weight"):
+            weight = weight.unsqueeze(0)
+        if bias is not None and not self._is_own("bias"):
+            bias = bias.unsqueeze(0)
+        y = product(rows, bias, now.anchor, weight, Layer(self.name, self.transposed, len(weight) == 1), now.tape)
+        if self.name in now.history:
+            inputs, grads = now.history[self.name]
+            y = torch.baddbmm(y, rows @ inputs.mT, grads.to(y.dtype), alpha=-1.0)
+        if self.name in now.seen:
+            now.repeated.add(self.name)
+        now.seen[self.name] = rows
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class TaskNorm(_Swapped):

@@ -322,6 +322,10 @@ class Network:
             if isinstance(layer, TaskLinear) and f"{name}.weight" in self.adapted and name not in self.now.repeated
         }
 
+    def transposed(self, name: str) -> bool:
+        """Whether the weight of a swapped linear layer is [in, out], as GPT-2's."""
+        return bool(getattr(self.module.get_submodule(name), "transposed", False))
+
     # running it
 
     def layout(self, ids: Sequence[Tensor], lengths: Sequence[Tensor]) -> Layout:
@@ -338,7 +342,7 @@ class Network:
         """Last hidden state of each token, [token, hidden], from embedded tokens [row, place, hidden].
 
         `seed`: with dropout on, what its masks are drawn from (None: no dropout). `twice`: whether it must be
-        differentiable twice (fused attention is not). Dual layers' inputs and outputs are left in `weights.seen`.
+        differentiable twice (fused attention is not). Watched layers' inputs are left in `weights.seen`.
         """
         out = self._run(weights, seed, twice, lambda: self._keywords(embedded, layout), None)
         return self._flat(out.last_hidden_state, layout)
@@ -399,6 +403,7 @@ class Network:
             now = self.now
             now.tasks, now.shared, now.own = weights.tasks, weights.shared, weights.own
             now.history, now.watched, now.seen = weights.history, weights.watched, weights.seen
+            now.tape, now.anchor = weights.tape, weights.anchor
 
             def call() -> Any:
                 return runner(**given)

@@ -138,7 +138,10 @@ class Maml(Algorithm):
         learn: bool = True,
     ) -> Inner:
         second = learn and self.order == 2 and self.inner_steps > 0 and self.second_order != "finite_difference"
-        return Inner(network, tasks, episodes, seed, self._dual(network, episodes, second, learn), twice=second)
+        dual = self._dual(network, episodes, second, learn)
+        apart = self.clip is None and not (self.l2 and self.learn != "none") and self.inner_steps > 0
+        fused = frozenset(network.linears()) - dual if apart else frozenset()
+        return Inner(network, tasks, episodes, seed, dual, second, fused)
 
     def _dual(self, network: Network, episodes: Sequence[Episode], second: bool, learn: bool) -> frozenset[str]:
         layers = network.linears()

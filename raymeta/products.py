@@ -1,0 +1,153 @@
+"""A linear layer's product whose weight lies outside of autograd's graph, so that its gradient is summed in one place.
+
+In an inner loop an adapted matrix is as large as all activations of a short text together, and what costs time beside the
+products is passing over it: autograd makes its gradient, scales it, and adds up three of them for each inner step. Here an
+inner step W - rate * D^T X is one product, made of the layer's inputs X and its output gradients D; and on the way back
+every contribution to the gradient in W, that of the forward and that of the inner gradient together, is one product that
+adds itself to a `Tape`'s sum in place. What is computed is the same.
+
+Shapes: inputs [task, token, in], outputs [task, token, out], a weight [task, out, in], or [1, out, in] where tasks share it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass
+class Tape:
+    """What the products of one forward note while they are differentiated.
+
+    outputs: layer -> the gradient at its output, noted while the inner gradient is taken. sums: layer -> the gradient in its
+    weight, in the weight's layout; None until the way back begins. It holds no tensor that has a graph for longer than the
+    call that notes it: the graph holds the tape, and a circle would never be freed.
+    """
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] | None = None
+    late: dict[str, tuple["Layer", Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, of: "Layer", rows: list[Tensor], columns: list[Tensor]) -> None:
+        """Adds rows^T columns (rows [task, token, out], columns [task, token, in]), pair by pair, to the layer's sum."""
+        assert self.sums is not None
+        row = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        column = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+        if of.shared:
+            row, column = row.reshape(1, -1, row.shape[-1]), column.reshape(1, -1, column.shape[-1])
+        left, right = (column, row) if of.transposed else (row, column)
+        self.sums[of.name] = summed(self.sums.get(of.name), left, right)
+
+    def finish(self) -> dict[str, Tensor]:
+        """The sums, once nothing more can come."""
+        for of, grad, further in self.late.values():
+            self.add(of, [grad], [further])
+        self.late = {}
+        found, self.sums = self.sums or {}, None
+        return found
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Which layer a product is of. transposed: its weight is [in, out]; shared: one weight serves all tasks."""
+
+    name: str
+    transposed: bool
+    shared: bool
+
+
+def summed(known: Tensor | None, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
+    """known + alpha * left^T right, in place; left [task, token, a], right [task, token, b]."""
+    if known is None:
+        found = left.mT @ right if len(left) > 1 else (left[0].T @ right[0]).unsqueeze(0)
+        return found if alpha == 1.0 else found.mul_(alpha)
+    if left.dtype != known.dtype:
+        return known.add_((left.mT @ right).to(known.dtype), alpha=alpha)
+    if len(left) == 1:
+        known[0].addmm_(left[0].T, right[0], alpha=alpha)
+    else:
+        known.baddbmm_(left.mT, right, alpha=alpha)
+    return known
+
+
+def lowered(weight: Tensor, inputs: Tensor, pull: Tensor, transposed: bool, keep: float = 1.0) -> Tensor:
+    """keep * weight - pull^T inputs: a task's weight after an inner step. pull: output gradients times the step size."""
+    left, right = (inputs, pull) if transposed else (pull, inputs)
+    left, right = left.to(weight.dtype), right.to(weight.dtype)
+    if len(left) == 1:
+        return torch.addmm(weight[0], left[0].T, right[0], beta=keep, alpha=-1.0).unsqueeze(0)
+    return torch.baddbmm(weight, left.mT, right, beta=keep, alpha=-1.0)
+
+
+def times(x: Tensor, matrix: Tensor) -> Tensor:
+    """[task, token, a] by [task or 1, a, b] -> [task, token, b]."""
+    if len(matrix) > 1:
+        return x @ matrix
+    return (x.reshape(-1, x.shape[-1]) @ matrix[0]).view(*x.shape[:-1], matrix.shape[-1])
+
+
+def product(x: Tensor, bias: Tensor | None, anchor: Tensor, weight: Tensor, of: Layer, tape: Tape) -> Tensor:
+    """x W^T + b, noted on the tape; twice differentiable in x and b. x [task, token, in], bias [task or 1, out].
+
+    anchor: a scalar that the result is tied to, so that it has a graph where x has none.
+    """
+    found: Tensor = _Product.apply(x, bias, anchor, weight, of, tape)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, anchor: Tensor, weight: Tensor, of: Layer, tape: Tape
+    ) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            to = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(to), weight.to(to), None if bias is None else bias.to(to)
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.of, ctx.tape = weight, of, tape
+        ctx.one_bias = bias is not None and len(bias) == 1
+        matrix = weight if of.transposed else weight.mT
+        if bias is None:
+            return times(x, matrix)
+        if len(matrix) > 1:
+            return torch.baddbmm(bias.unsqueeze(1), x, matrix)
+        if len(bias) > 1:
+            return times(x, matrix).add_(bias.unsqueeze(1))
+        return torch.addmm(bias[0], x.reshape(-1, x.shape[-1]), matrix[0]).view(*x.shape[:-1], matrix.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        tape, of = ctx.tape, ctx.of
+        of_bias = None
+        if ctx.needs_input_grad[1]:
+            of_bias = grad.sum((0, 1)).unsqueeze(0) if ctx.one_bias else grad.sum(1)
+        if tape.sums is None:
+            tape.outputs[of.name] = grad
+        else:
+            (x,) = ctx.saved_tensors
+            _, *earlier = tape.late.pop(of.name, (of,))
+            tape.add(of, [grad, *earlier[:1]], [x, *earlier[1:]])
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = _Back.apply(grad, ctx.weight, of, tape)  # type: ignore[no-untyped-call]
+        return of_x, of_bias, None, None, None, None
+
+
+class _Back(torch.autograd.Function):
+    """g W: a product's gradient in x."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, of: Layer, tape: Tape) -> Tensor:
+        ctx.save_for_backward(grad)
+        ctx.weight, ctx.of, ctx.tape = weight, of, tape
+        return times(grad, weight.mT if of.transposed else weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, further: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        if ctx.tape.sums is not None:
+            ctx.tape.late[ctx.of.name] = (ctx.of, grad.detach(), further)  # it waits for the product's own
+        return times(further, ctx.weight if ctx.of.transposed else ctx.weight.mT), None, None, None

@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,10 +54,8 @@ def prepare(
         (building / "parts").mkdir(parents=True)
         try:
             work = _Encode(str(building / "parts"), tasks, backbone)
-            read = _Read(corpus, columns)
-            found = (
-                _on_ray(read, work, shards) if on_ray else [work(chunk) for shard in shards for chunk in read(shard)]
-            )
+            read = Read(corpus, columns)
+            found = mapped(read, work, shards, on_ray)
             sort(building, found, corpus, tasks.split, seed, [s.name for s in shards])
             shutil.rmtree(building / "parts")
             try:
@@ -106,7 +104,7 @@ def _key(corpus: Corpus, tasks: Tasks, backbone: Backbone, tokenizer: Any, seed:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Rows of one shard, on their way to be encoded."""
 
     order: int
@@ -116,22 +114,22 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """Cuts a shard into chunks."""
 
     corpus: Corpus
     columns: dict[str, str | int]
 
-    def __call__(self, shard: Shard) -> Iterator[_Chunk]:
+    def __call__(self, shard: Shard) -> Iterator[Chunk]:
         rows: list[Row] = []
         number = 0
         for row in self.corpus.read(shard, self.columns):
             rows.append(row)
             if len(rows) == _CHUNK:
-                yield _Chunk(shard.order, number, shard.split, rows)
+                yield Chunk(shard.order, number, shard.split, rows)
                 rows, number = [], number + 1
         if rows:
-            yield _Chunk(shard.order, number, shard.split, rows)
+            yield Chunk(shard.order, number, shard.split, rows)
 
 
 @lru_cache(maxsize=1)
@@ -147,10 +145,10 @@ class _Encode:
     tasks: Tasks
     backbone: Backbone
 
-    def __call__(self, chunk: _Chunk) -> Part:
+    def __call__(self, chunk: Chunk) -> Part:
         good, faults = [], []
         for row in chunk.rows:
-            fault = row.fault or self._task_fault(row.values) or self.tasks.fault(row.values)
+            fault = row.fault or task_fault(row.values) or self.tasks.fault(row.values)
             if fault:
                 faults.append((row.number, fault))
             else:
@@ -183,11 +181,12 @@ class _Encode:
             store.write(table, Path(self.folder) / part_name(chunk.order, chunk.number))
         return Part(chunk.order, chunk.number, len(chunk.rows), len(kept), sum(r["cut"] for r in kept), sorted(faults))
 
-    @staticmethod
-    def _task_fault(values: dict[str, Any]) -> str | None:
-        if "task" in values and (values["task"] is None or not str(values["task"]).strip()):
-            return "task is missing"
-        return None
+
+def task_fault(values: dict[str, Any]) -> str | None:
+    """Why a row's task cannot be used, where its column is read."""
+    if "task" in values and (values["task"] is None or not str(values["task"]).strip()):
+        return "task is missing"
+    return None
 
 
 def calm_ray_data() -> None:
@@ -204,13 +203,20 @@ def calm_ray_data() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
-def _on_ray(read: _Read, work: _Encode, shards: list[Shard]) -> list[Part]:
-    """Chunks through Ray Data: shards are read in parallel, and their chunks encoded in parallel."""
+def mapped(
+    read: Callable[[Any], Iterator[Any]], work: Callable[[Any], Part], shards: Sequence[Any], on_ray: bool
+) -> list[Part]:
+    """What `work` makes of each chunk that `read` cuts a shard into, in order.
+
+    With `on_ray`, Ray Data reads shards in parallel, and works on their chunks in parallel.
+    """
+    if not on_ray:
+        return [work(chunk) for shard in shards for chunk in read(shard)]
     import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
-    def chunks(shard: Shard) -> Iterator[pa.Table]:
+    def chunks(shard: Any) -> Iterator[pa.Table]:
         try:
             for chunk in read(shard):
                 yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], type=pa.large_binary())})

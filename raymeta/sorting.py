@@ -44,29 +44,19 @@ def part_name(order: int, number: int) -> str:
 
 def sort(building: Path, parts: list[Part], corpus: Corpus, split: Split, seed: int, names: list[str]) -> None:
     """Writes the parts' rows sorted by (split, task, class, origin), and what indexes them; `index.json` goes last."""
-    total, kept = sum(p.rows for p in parts), sum(p.kept for p in parts)
-    set_aside = total - kept
-    reasons = _quarantine(building / "quarantine.jsonl", parts, names)
-    if total == 0:
-        raise UserError("corpus: there is no row in it")
-    if kept == 0 or set_aside > corpus.bad_rows * total:
-        some = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
-        where = next((f"{names[p.order]} row {p.faults[0][0]}" for p in parts if p.faults), "")
-        raise UserError(
-            f"corpus.bad_rows: {set_aside} of {total} rows cannot be used, more than the share {corpus.bad_rows} that is allowed: "
-            f"{some} (first: {where}); mend the data, check corpus.columns, or raise corpus.bad_rows"
-        )
+    kept = sum(p.kept for p in parts)
+    reasons = accepted(building / "quarantine.jsonl", parts, corpus.bad_rows, names)
     tables = [
         pa.ipc.open_file(pa.memory_map(str(building / "parts" / part_name(p.order, p.number)))).read_all()
         for p in parts
         if p.kept
     ]
     held: Ints
-    classes, held, holders = _codes(
+    classes, held, holders = codes(
         [t.column("classes").chunk(0).flatten() for t in tables], [t.column("classes").chunk(0) for t in tables]
     )
-    tasks, task, _ = _codes([t.column("task").chunk(0) for t in tables], None)
-    origins, origin, _ = _codes([t.column("origin").chunk(0) for t in tables], None)
+    tasks, task, _ = codes([t.column("task").chunk(0) for t in tables], None)
+    origins, origin, _ = codes([t.column("origin").chunk(0) for t in tables], None)
     held_start = np.concatenate([[0], np.cumsum(holders)])
     leading = np.full(kept, -1, dtype=np.int32)
     some_class = holders > 0
@@ -92,16 +82,36 @@ def sort(building: Path, parts: list[Part], corpus: Corpus, split: Split, seed: 
     for name, values in (("classes", classes), ("tasks", tasks)):
         store.write(pa.table({"name": pa.array(values, type=pa.string())}), building / f"{name}.arrow")
     summary = {
-        "version": VERSION, "rows": len(order), "splits": splits, "set_aside": set_aside, "reasons": dict(reasons.most_common(20)),
+        "version": VERSION, "rows": len(order), "splits": splits, "set_aside": sum(p.rows for p in parts) - kept, "reasons": dict(reasons.most_common(20)),
         "cut": sum(p.cut for p in parts), "in_no_split": kept - len(order), "shared": _shared(building, splits),
     }  # fmt: skip
     (building / "index.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
+def accepted(path: Path, parts: list[Part], share: float, names: list[str], setting: str = "corpus") -> Counter[str]:
+    """Adds the rows that were set aside to `path`, and counts the reasons.
+
+    Raises UserError, which begins with `setting`, where no row is left or more than `share` of all was set aside.
+    """
+    total, kept = sum(p.rows for p in parts), sum(p.kept for p in parts)
+    set_aside = total - kept
+    reasons = _quarantine(path, parts, names)
+    if total == 0:
+        raise UserError(f"{setting}: there is no row in it")
+    if kept == 0 or set_aside > share * total:
+        some = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
+        where = next((f"{names[p.order]} row {p.faults[0][0]}" for p in parts if p.faults), "")
+        raise UserError(
+            f"{setting}.bad_rows: {set_aside} of {total} rows cannot be used, more than the share {share} that is allowed: "
+            f"{some} (first: {where}); mend the data, check {setting}.columns, or raise {setting}.bad_rows"
+        )
+    return reasons
+
+
 def _quarantine(path: Path, parts: list[Part], names: list[str]) -> Counter[str]:
     """Writes file, row and reason of bad rows, and counts the reasons."""
     reasons: Counter[str] = Counter()
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as out:
         named = 0
         for part in parts:
             for number, reason in part.faults:
@@ -115,7 +125,7 @@ def _quarantine(path: Path, parts: list[Part], names: list[str]) -> Counter[str]
     return reasons
 
 
-def _codes(strings: list[pa.Array], lists: list[pa.Array] | None) -> tuple[list[str], npt.NDArray[np.int32], Ints]:
+def codes(strings: list[pa.Array], lists: list[pa.Array] | None) -> tuple[list[str], npt.NDArray[np.int32], Ints]:
     """Sorted names, the code of each string, and (of lists) how many strings each list has."""
     names: set[str | None] = set()
     encoded = []
@@ -125,13 +135,13 @@ def _codes(strings: list[pa.Array], lists: list[pa.Array] | None) -> tuple[list[
         encoded.append(dictionary)
     ordered = sorted(n for n in names if n is not None)
     place = {n: i for i, n in enumerate(ordered)}
-    codes = []
+    coded = []
     for dictionary in encoded:
         lookup = np.array([place[n] for n in dictionary.dictionary.to_pylist()], dtype=np.int32)
         local = dictionary.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        codes.append(np.where(local >= 0, lookup[local] if len(lookup) else -1, -1).astype(np.int32))
+        coded.append(np.where(local >= 0, lookup[local] if len(lookup) else -1, -1).astype(np.int32))
     sizes = np.concatenate([a.value_lengths().to_numpy() for a in lists]) if lists else np.zeros(0, dtype=np.int64)
-    return ordered, np.concatenate(codes), sizes.astype(np.int64)
+    return ordered, np.concatenate(coded), sizes.astype(np.int64)
 
 
 def _ranges(values: Ints, starts: Ints, counts: Ints) -> Ints:

@@ -21,7 +21,7 @@ def test_ls_lists_what_there_is_with_a_line_on_each(what, monkeypatch, capsys):
     assert (status, message) == (0, "")
     names = {
         "recipes": list(recipes()), "algorithms": ["maml"], "tasks": ["classification", "entities"],
-        "corpora": ["files", "hub", "quickstart"], "heads": ["learned", "prototype", "zero"],
+        "corpora": ["files", "hub", "quickstart", "text"], "heads": ["learned", "prototype", "zero"],
         "clusters": ["local", "local-debug"], "spaces": ["inner-loop", "lambda", "algorithms", "clusters"],
     }  # fmt: skip
     lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}

@@ -155,7 +155,7 @@ def test_the_prepared_corpus_is_the_same_whoever_finishes_first_and_whatever_the
         building = tmp_path / f"{chunk}-{shuffled}"
         (building / "parts").mkdir(parents=True)
         work = module._Encode(str(building / "parts"), kind, backbone)
-        chunks = [c for shard in shards for c in module._Read(source, columns)(shard)]
+        chunks = [c for shard in shards for c in module.Read(source, columns)(shard)]
         if shuffled:
             random.Random(0).shuffle(chunks)
         parts = [work(c) for c in chunks]

@@ -28,8 +28,10 @@ ROWS = {
     "metrics": "meta-trained",
     "untrained": "not meta-trained, adapted alike",
     "prototype": "frozen nearest prototype",
+    "unadapted": "meta-trained, not adapted",
 }
-"""The rows of an evaluation: their names in evaluation.json, and in the table."""
+"""The rows of an evaluation: their names in evaluation.json, and in the table. The last two are of one kind each: a model
+that writes texts has no prototypes, and a head over new classes says nothing before it is adapted."""
 
 
 def scores(
@@ -153,12 +155,15 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
         found = []
         for part, source in measured(run, payload["prepared"], shots):
             rows = {}
-            for name, params in (("metrics", trained), ("untrained", first), ("prototype", first)):
-                algorithm, head = run.algorithm, network.head
+            for name in ("metrics", "untrained", "unadapted" if source.tasks.generates else "prototype"):
+                algorithm, head, steps = run.algorithm, network.head, run.evaluate.inner_steps
+                params = trained if name in ("metrics", "unadapted") else first
+                if name == "unadapted":
+                    steps = 0
                 if name == "prototype":
                     algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
                 rows[name] = estimates(
-                    scores(network, algorithm, params, source, run.evaluate.episodes, run.evaluate.inner_steps, workers)
+                    scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers)
                 )
                 network.head = head
             found.append((part, source.tasks, rows))
@@ -177,7 +182,8 @@ def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, dict[str, Estim
     shape = {"split": run.evaluate.split, "episodes": run.evaluate.episodes}
     settings = []
     if len(found) > 1:
-        means = {row: mean_of([rows[row][tasks.metric] for _, tasks, rows in found]) for row in ROWS}
+        common = [row for row in ROWS if all(row in rows for _, _, rows in found)]
+        means = {row: mean_of([rows[row][tasks.metric] for _, tasks, rows in found]) for row in common}
         settings.append(
             {
                 "parts": [part.name for part, _, _ in found],
@@ -203,18 +209,29 @@ def _plain(bounds: tuple[int, int]) -> int | list[int]:
 
 
 def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) -> str:
-    """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent.
+    """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent (losses in nats).
 
-    kilo_shot: whether K shots stand for K to 2 K mentions (entities); of a mixed corpus, the names of the parts where they do.
+    Metrics of groups of tasks, `group/metric`, stand below, a row for each group. kilo_shot: whether K shots stand for K to
+    2 K mentions (entities); of a mixed corpus, the names of the parts where they do.
     """
     blocks = []
     for found in evaluation["settings"]:
-        names = list(found["metrics"])
-        cells = [["", *names]]
-        for row, label in ROWS.items():
-            cells.append([label, *(str(Estimate(found[row][n]["mean"], found[row][n]["ci95"])) for n in names)])
+        there = {row: label for row, label in ROWS.items() if row in found}
+        names = [n for n in found["metrics"] if "/" not in n]
+        cells = [["", *names], *([label, *(_shown(found[row], n) for n in names)] for row, label in there.items())]
         blocks.append("\n".join([_heading(found, kilo_shot), *_aligned(cells)]))
+        pairs = [n.rsplit("/", 1) for n in found["metrics"] if "/" in n]
+        for metric in dict.fromkeys(metric for _, metric in pairs):
+            groups = sorted(group for group, m in pairs if m == metric)
+            cells = [[f"{metric} by group", *there.values()]]
+            cells += [[g, *(_shown(found[row], f"{g}/{metric}") for row in there)] for g in groups]
+            blocks.append("\n".join(_aligned(cells)))
     return "\n\n".join(blocks)
+
+
+def _shown(row: dict[str, Any], metric: str) -> str:
+    estimate = Estimate(row[metric]["mean"], row[metric]["ci95"])
+    return f"{estimate.mean:.3f} ± {estimate.ci95:.3f}" if metric.endswith("loss") else str(estimate)
 
 
 def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:
@@ -225,7 +242,8 @@ def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:
     doubled = part in kilo_shot if isinstance(kilo_shot, frozenset) else kilo_shot
     shown = f"{shots}~{2 * shots}" if doubled and isinstance(shots, int) else f"{shots}"
     of = f" of {part}" if part else ""
-    return f"{found['split']}{of}: {found['episodes']} episodes, {found['ways']}-way {shown}-shot; mean ± 95 % interval, in %"
+    ways = "" if found["ways"] == 1 else f"{found['ways']}-way "
+    return f"{found['split']}{of}: {found['episodes']} episodes, {ways}{shown}-shot; mean ± 95 % interval, in %"
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:

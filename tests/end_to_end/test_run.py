@@ -16,6 +16,7 @@ def numbers(evaluation: dict[str, Any]) -> dict[str, float]:
     return {
         f"{row}.{name}.{of}": value
         for row in ROWS
+        if row in evaluation
         for name, estimate in evaluation[row].items()
         for of, value in estimate.items()
     }

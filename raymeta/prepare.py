@@ -56,7 +56,7 @@ def prepare(
             work = _Encode(str(building / "parts"), tasks, backbone)
             read = Read(corpus, columns)
             found = mapped(read, work, shards, on_ray)
-            sort(building, found, corpus, tasks.split, seed, [s.name for s in shards])
+            sort(building, found, corpus, tasks.split, seed, [s.name for s in shards], tasks.bounds)
             shutil.rmtree(building / "parts")
             try:
                 building.rename(folder)
@@ -267,6 +267,8 @@ def _account(prepared: Prepared) -> list[str]:
         )
     if summary["cut"]:
         lines.append(f"{summary['cut']} texts were cut at model.max_length tokens")
+    if summary.get("repeated"):
+        lines.append(f"{summary['repeated']} rows repeat the text of another and are not used")
     if summary["in_no_split"]:
         lines.append(f"{summary['in_no_split']} rows belong to no split and are not used")
     return lines

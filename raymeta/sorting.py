@@ -37,13 +37,27 @@ class Part:
 
 TYPES = {"number": pa.int64(), "origin": pa.string(), "task": pa.string(), "classes": pa.list_(pa.string())}
 
+_KEY = "key"
+"""A column that a task kind may give: of rows with the same, the first is used."""
+
 
 def part_name(order: int, number: int) -> str:
     return f"part-{order:06d}-{number:06d}.arrow"
 
 
-def sort(building: Path, parts: list[Part], corpus: Corpus, split: Split, seed: int, names: list[str]) -> None:
-    """Writes the parts' rows sorted by (split, task, class, origin), and what indexes them; `index.json` goes last."""
+def sort(
+    building: Path,
+    parts: list[Part],
+    corpus: Corpus,
+    split: Split,
+    seed: int,
+    names: list[str],
+    bounds: tuple[int, int] | None = None,
+) -> None:
+    """Writes the parts' rows sorted by (split, task, class, origin), and what indexes them; `index.json` goes last.
+
+    bounds: of `Tasks.bounds`.
+    """
     kept = sum(p.kept for p in parts)
     reasons = accepted(building / "quarantine.jsonl", parts, corpus.bad_rows, names)
     tables = [
@@ -57,33 +71,57 @@ def sort(building: Path, parts: list[Part], corpus: Corpus, split: Split, seed: 
     )
     tasks, task, _ = codes([t.column("task").chunk(0) for t in tables], None)
     origins, origin, _ = codes([t.column("origin").chunk(0) for t in tables], None)
+    counts = np.concatenate([t.column("counts").chunk(0).flatten().to_numpy() for t in tables]).astype(np.int32)
+    written, written_start = held, np.concatenate([[0], np.cumsum(holders)])
+    repeated = _repeated(tables)
+    if bounds is None:
+        side = assigned(split, seed, classes, tasks, origins, held, written_start, task, origin)
+        side[repeated] = -1
+        of_posting = np.repeat(side, holders)
+    else:
+        holder = np.repeat(np.arange(kept), holders)
+        sizes = np.bincount(held[~repeated[holder]], minlength=len(classes))
+        inside = (bounds[0] <= sizes[held]) & (sizes[held] <= bounds[1]) & ~repeated[holder]
+        if not inside.any():
+            raise UserError(
+                f"tasks.words: no word occurs in {bounds[0]} to {bounds[1]} of the {kept} texts (the most frequent one in "
+                f"{sizes.max(initial=0)}); lower min_count, raise max_count, or give more text"
+            )
+        held, counts, holder = held[inside], counts[inside], holder[inside]
+        holders = np.bincount(holder, minlength=kept)
+        each = np.arange(len(held) + 1)
+        of_posting = assigned(split, seed, classes, tasks, origins, held, each, task[holder], origin[holder])
+        side = np.full(kept, -1, dtype=np.int8)
+        np.maximum.at(side, holder, of_posting)
     held_start = np.concatenate([[0], np.cumsum(holders)])
     leading = np.full(kept, -1, dtype=np.int32)
     some_class = holders > 0
     leading[some_class] = held[held_start[:-1][some_class]]
-    side = assigned(split, seed, classes, tasks, origins, held, held_start, task, origin)
     used = np.flatnonzero(side >= 0)
     order = used[np.lexsort((used, leading[used], task[used], side[used]))]
-    _gather(building, tables, order, held, held_start)
+    _gather(building, tables, order, written, written_start)
     side, task = side[order], task[order]
     count = holders[order]
     at = np.concatenate([[0], np.cumsum(count)])
-    held = _ranges(held, held_start[order], count)
-    counts = np.concatenate([t.column("counts").chunk(0).flatten().to_numpy() for t in tables]).astype(np.int32)
+    starts = held_start[order]
+    split_of, held = _ranges(of_posting, starts, count), _ranges(held, starts, count)
     np.save(building / "held_start.npy", at.astype(np.int64))
     np.save(building / "held_class.npy", held)
-    np.save(building / "held_count.npy", _ranges(counts, held_start[order], count))
+    np.save(building / "held_count.npy", _ranges(counts, starts, count))
+    holder = np.repeat(np.arange(len(order)), count)
     splits = {}
     for i, name in enumerate(SPLITS):
-        rows = np.flatnonzero(side == i)
+        mine = split_of == i
+        rows = np.flatnonzero(side == i) if bounds is None else np.unique(holder[mine])
         if len(rows):
-            cells = _cells(building, name, rows, count, at, held, task)
-            splits[name] = {"rows": len(rows), **cells}
+            cells = _cells(building, name, holder[mine], held[mine], task)
+            splits[name] = {"rows": len(rows), **cells, "tasks": len(np.unique(task[rows]))}
     for name, values in (("classes", classes), ("tasks", tasks)):
         store.write(pa.table({"name": pa.array(values, type=pa.string())}), building / f"{name}.arrow")
     summary = {
         "version": VERSION, "rows": len(order), "splits": splits, "set_aside": sum(p.rows for p in parts) - kept, "reasons": dict(reasons.most_common(20)),
-        "cut": sum(p.cut for p in parts), "in_no_split": kept - len(order), "shared": _shared(building, splits),
+        "cut": sum(p.cut for p in parts), "repeated": int(repeated.sum()),
+        "in_no_split": kept - len(order) - int(repeated.sum()), "shared": _shared(building, splits),
     }  # fmt: skip
     (building / "index.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
@@ -156,7 +194,7 @@ def _gather(building: Path, tables: list[pa.Table], order: Ints, held: Ints, hel
     """Writes the rows in `order` to sorted files, a run of them at a time."""
     sizes = np.array([t.num_rows for t in tables])
     begins = np.concatenate([[0], np.cumsum(sizes)])
-    lists = [n for n in tables[0].column_names if n not in TYPES]
+    lists = [n for n in tables[0].column_names if n not in (*TYPES, _KEY)]
     for start in range(0, len(order), store.FILE_ROWS):
         rows = order[start : start + store.FILE_ROWS]
         owner = np.searchsorted(begins, rows, side="right") - 1
@@ -190,10 +228,8 @@ def _gather(building: Path, tables: list[pa.Table], order: Ints, held: Ints, hel
         store.write(pa.table(columns), building / f"rows-{start // store.FILE_ROWS:06d}.arrow")
 
 
-def _cells(building: Path, name: str, rows: Ints, count: Ints, at: Ints, held: Ints, task: Ints) -> dict[str, int]:
-    """Writes the postings of one split, by (class, task); gives its numbers of classes and tasks."""
-    holder = np.repeat(rows, count[rows])
-    cls = _ranges(held, at[rows], count[rows])
+def _cells(building: Path, name: str, holder: Ints, cls: Ints, task: Ints) -> dict[str, int]:
+    """Writes the postings of one split, class `cls` in row `holder`, by (class, task); gives its number of classes."""
     owner = task[holder]
     order = np.lexsort((holder, owner, cls))
     holder, cls, owner = holder[order], cls[order], owner[order]
@@ -207,7 +243,18 @@ def _cells(building: Path, name: str, rows: Ints, count: Ints, at: Ints, held: I
     np.save(building / f"{name}.cell_task.npy", owner[starts].astype(np.int32))
     np.save(building / f"{name}.cell_start.npy", np.concatenate([starts, [len(cls)]]).astype(np.int64))
     np.save(building / f"{name}.postings.npy", holder.astype(np.int64))
-    return {"classes": len(np.unique(cls)), "tasks": len(np.unique(task[rows]))}
+    return {"classes": len(np.unique(cls))}
+
+
+def _repeated(tables: list[pa.Table]) -> npt.NDArray[np.bool_]:
+    """Which rows have the `key` of a row before them; none, where the task kind gives no keys."""
+    if _KEY not in tables[0].column_names:
+        return np.zeros(sum(t.num_rows for t in tables), dtype=bool)
+    keys = np.concatenate([t.column(_KEY).chunk(0).flatten().to_numpy().reshape(t.num_rows, -1) for t in tables])
+    _, first = np.unique(keys, axis=0, return_index=True)
+    repeated = np.ones(len(keys), dtype=bool)
+    repeated[first] = False
+    return repeated
 
 
 def _shared(building: Path, splits: dict[str, Any]) -> dict[str, int]:

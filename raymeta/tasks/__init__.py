@@ -120,6 +120,12 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
         """States that make an item's feature, side by side: the head is that many times as wide as the encoder."""
         return 1
 
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """Fewest and most rows of a class, of a kind whose rows hold many classes by the way, like the words of a text: a class
+        with fewer or more is none, and a row is of the splits of all its classes. None: a row is of one split."""
+        return None
+
     # reading
 
     def reads(self) -> tuple[str, ...]:

@@ -66,6 +66,18 @@ def evaluate(
 
 
 @app.command()
+def export(
+    where: Annotated[str, typer.Argument(metavar="DIR", help="a run's folder, a checkpoint, or a fine-tuned model")],
+    to: Annotated[str, typer.Option("--to", help="a new folder")],
+) -> None:
+    """Write a plain Hugging Face folder, with a model card, that transformers loads without raymeta."""
+    from raymeta.learner import Learner
+
+    Learner.from_pretrained(where, device="cpu").save_pretrained(to)
+    print(f"written to {to}; its README.md says how to load it")
+
+
+@app.command()
 def check(run: RunName, overrides: Overrides = None) -> None:
     """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""
     from raymeta.checks import check as look

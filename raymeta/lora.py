@@ -4,11 +4,12 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685: a layer's W x becomes W x + al
 at first, so that the model starts as it was. The adapters are those of `peft` (the extra `lora`).
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from raymeta.component import Section
@@ -71,3 +72,26 @@ def injected(module: nn.Module, size: LoraSize, seed: int) -> nn.Module:
 def is_adapter(parameter: str) -> bool:
     """Whether a parameter of this name is an adapter's."""
     return ".lora_A." in parameter or ".lora_B." in parameter
+
+
+def merged(params: dict[str, Tensor], size: LoraSize, transposed: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The parameters of the encoder without adapters that computes the same: each layer's W + alpha / rank * B A.
+
+    transposed: whether the layer of a name keeps its weight as [in, out], like GPT-2's.
+    """
+    found = {}
+    for name, tensor in params.items():
+        if is_adapter(name):
+            continue
+        layer = name.removesuffix(".base_layer.weight")
+        if layer != name:
+            down, up = (params[f"{layer}.lora_{m}.default.weight"] for m in "AB")
+            more = size.alpha / size.rank * up @ down
+            tensor = tensor + (more.mT if transposed(f"{layer}.base_layer") else more)
+        found[plain_name(name)] = tensor
+    return found
+
+
+def plain_name(parameter: str) -> str:
+    """What a parameter is called in the encoder without adapters."""
+    return parameter.replace(".base_layer.", ".")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raymeta.episodes import Episode, Examples
 from raymeta.inner import Fast, Inner, TaskLoss
-from raymeta.layers import Params, TaskLinear
+from raymeta.layers import Params
 from raymeta.model import Network
 
 
@@ -27,10 +27,8 @@ def whole(inner: Inner, fast: Fast, params: Params) -> Params:
         own = tensor.detach().squeeze(0)
         found[name] = found[name].index_copy(0, inner.rows[0], own) if name == network.embedding else own
     for name, (inputs, grads) in fast.history.items():
-        layer = network.module.get_submodule(name)
-        assert isinstance(layer, TaskLinear)
         moved = grads[0].detach().to(network.dtype).mT @ inputs[0].detach().to(network.dtype)
-        found[f"{name}.weight"] = found[f"{name}.weight"] - (moved.mT if layer.transposed else moved)
+        found[f"{name}.weight"] = found[f"{name}.weight"] - (moved.mT if network.transposed(name) else moved)
     return found | {f"head.{n}": w.detach().squeeze(0) for n, w in fast.head.items()}
 
 

@@ -24,7 +24,7 @@ def learner(model: str, tasks: str = "classification", algorithm: object = "maml
     """A learner with a fresh model, not meta-trained."""
     kind = Tasks.model_validate({"kind": tasks, "ways": 3})
     settings = Backbone.model_validate({"name": model, **backbone})
-    network = settings.load(kind.outputs_for(3))
+    network = settings.load(kind.outputs_for(3), slots=kind.slots)
     chosen = Algorithm.model_validate(algorithm)
     params = {**network.params(), **chosen.init(network)}
     return Learner(network, kind, chosen, params, settings.tokenizer())

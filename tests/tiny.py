@@ -34,9 +34,9 @@ FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "t5", "llama")
 TASKS = Classification(ways=WAYS)
 
 
-def save_model(family: str, folder: Path, layers: int = 2, hidden: int = 8) -> str:
+def save_model(family: str, folder: Path, layers: int = 2, hidden: int = 8, vocabulary: int = VOCABULARY) -> str:
     """A tiny model of `family` with random weights, as a folder that Backbone loads."""
-    common: dict[str, Any] = {"vocab_size": VOCABULARY}
+    common: dict[str, Any] = {"vocab_size": vocabulary}
     torch.manual_seed(0)
     if family in ("bert", "roberta"):
         config, kind = {"bert": (BertConfig, BertModel), "roberta": (RobertaConfig, RobertaModel)}[family]

@@ -226,7 +226,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
         self, logits: Tensor, examples: Examples, classes: Sequence[str], rows: Sequence[dict[str, Any]]
     ) -> Any:
         """The answer to each of `rows`, in words, given the scores of their items, [item, output]."""
-        return [classes[i] for i in logits.argmax(-1).tolist()]
+        names = self.output_names(classes)
+        return [names[i] for i in logits.argmax(-1).tolist()]
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:

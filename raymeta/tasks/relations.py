@@ -51,6 +51,9 @@ class Relations(Tasks):
     def outputs_for(self, ways: int) -> int:
         return ways + (self.nota_rate > 0)
 
+    def output_names(self, classes: Sequence[str]) -> list[str]:
+        return ["none of the above", *classes] if self.nota_rate > 0 else list(classes)
+
     @property
     def slots(self) -> int:
         return 1 if self.feature == "pooled" else 2

@@ -1,0 +1,127 @@
+"""The model card of an exported folder: what the model is, what was measured, how to load it, how it was made."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raymeta import yaml12
+from raymeta.metrics import Estimate
+from raymeta.stages.evaluate import ROWS
+
+_PIPELINES = {"SequenceClassification": "text-classification", "TokenClassification": "token-classification"}
+
+
+def card(title: str, kind: str, loads: str, about: Mapping[str, Any], classes: Sequence[str] | None, shown: int) -> str:
+    """README.md. kind: what follows `AutoModelFor`, empty for an encoder; loads: the class that holds the weights; about: see
+    `Learner`; classes: of an adapted model; shown: how many examples it was adapted to (0: it was fine-tuned)."""
+    own = loads.startswith("Raymeta")
+    pipeline = _PIPELINES.get(kind, "feature-extraction")
+    base = about.get("base_model", "")
+    front: dict[str, Any] = {
+        "library_name": "transformers", "pipeline_tag": pipeline, "tags": ["raymeta", "few-shot", "meta-learning"],
+    }  # fmt: skip
+    if base and base.count("/") == 1 and not base.startswith((".", "/", "package:", "~", "$")):
+        front["base_model"] = base
+    parts = [f"---\n{yaml12.dump(front)}---", f"# {title}", _what(base, classes, shown, about)]
+    parts += ["## How to load it", _loading(kind, loads, own, pipeline, classes is not None)]
+    if about.get("evaluation"):
+        parts += ["## What was measured", *_evaluation(about["evaluation"])]
+    if about.get("report"):
+        parts += ["## What was measured" if not about.get("evaluation") else "", *_report(about["report"])]
+    if about.get("settings"):
+        parts += ["## How it was made", f"```yaml\n{yaml12.dump(about['settings']).strip()}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what(base: str, classes: Sequence[str] | None, shown: int, about: Mapping[str, Any]) -> str:
+    steps = f" for {about['steps']} steps" if about.get("steps") else ""
+    made = "Meta-trained" if about.get("steps") else "Made"
+    origin = f"{made} with raymeta{steps}" + (f" from `{base}`" if base else "")
+    if classes is None:
+        return (
+            f"{origin}: an encoder that is a good start for learning a new task from a few examples. It answers nothing by itself; "
+            "adapt it as below, or use it as any encoder."
+        )
+    source = f"adapted to {shown} examples" if shown else "fine-tuned on a task"
+    return f"{origin}, and {source}. It tells apart: {', '.join(f'`{c}`' for c in classes)}."
+
+
+def _loading(kind: str, loads: str, own: bool, pipeline: str, adapted: bool) -> str:
+    trust = ", trust_remote_code=True" if own else ""
+    if kind:
+        aggregation = ', aggregation_strategy="first"' if kind == "TokenClassification" else ""
+        text = (
+            f'```python\nfrom transformers import pipeline\n\nanswer = pipeline("{pipeline}", model=FOLDER{aggregation}{trust})\n'
+            f'answer("some text")\n```'
+        )
+        if own:
+            text += (
+                "\n\n`trust_remote_code=True` lets transformers run `modeling_raymeta.py` from this folder, a page of code: transformers' own "
+                f"AutoModelFor{kind} puts layers between encoder and output that this model does not have. Give it to "
+                f"`AutoModelFor{kind}.from_pretrained` and `AutoTokenizer.from_pretrained` too."
+            )
+        if kind == "TokenClassification":
+            text += "\n\nA word's tag is that of its first token."
+    else:
+        text = f"```python\nfrom transformers import {loads}\n\nencoder = {loads}.from_pretrained(FOLDER)\n```"
+    more = "classifier = Adapted.from_pretrained(FOLDER)" if adapted else "learner = Learner.from_pretrained(FOLDER)"
+    use = "classifier.predict(TEXTS)" if adapted else "learner.adapt(TEXTS, LABELS).predict(OTHER_TEXTS)"
+    name = "Adapted" if adapted else "Learner"
+    return f"{text}\n\nWith raymeta:\n\n```python\nfrom raymeta import {name}\n\n{more}\n{use}\n```"
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for found in evaluation["settings"]:
+        names = list(found["metrics"])
+        what = (
+            f"{found['ways']}-way {found['shots']}-shot"
+            if "ways" in found
+            else f"mean over {', '.join(found['parts'])}"
+        )
+        of = f" of {found['part']}" if "part" in found else ""
+        parts.append(
+            f"Adapted to episodes of classes that training did not see ({found['split']} split{of}, {found['episodes']} episodes, {what}); "
+            "mean ± 95 % interval, in %:"
+        )
+        rows = [[label, *(_estimate(found[row][n]) for n in names)] for row, label in ROWS.items() if row in found]
+        parts.append(markdown(["", *names], rows))
+    return parts
+
+
+def _report(report: Mapping[str, Any]) -> list[str]:
+    parts = [
+        f"On {report['rows']} texts of its own task that it was not trained on, in % with 95 % intervals: "
+        + ", ".join(f"{name} {_interval(found)}" for name, found in report["headline"].items())
+        + "."
+    ]
+    for name, found in report["tables"].items():
+        rows = [
+            [line["name"], *(_percent(line[n]) for n in ("precision", "recall", "f1")), str(line["support"])]
+            for line in (*found["classes"], *found["averages"])
+        ]
+        parts += [name if name != "report" else "", markdown(["", "precision", "recall", "F1", "support"], rows)]
+    return parts
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first column to the left, numbers to the right."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(head) - 1), *lines[1:]])
+
+
+def _estimate(found: Mapping[str, float]) -> str:
+    return str(Estimate(found["mean"], found["ci95"]))
+
+
+def _interval(found: Mapping[str, float | None]) -> str:
+    value, low, high = found["value"], found["low"], found["high"]
+    assert value is not None
+    return (
+        f"{100 * value:.1f}"
+        if low is None or high is None
+        else f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -16,6 +16,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from raymeta import yaml12
 from raymeta.algorithms import Algorithm
@@ -153,6 +154,21 @@ class Run(Section):
             )
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _learned_head_for_fixed_outputs(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("model"), dict) or "head" in value["model"]:
+            return value
+        tasks = value.get("tasks")
+        kind = tasks.get("kind") if isinstance(tasks, dict) else tasks
+        try:
+            member = Tasks.member(kind) if isinstance(kind, str) else type(tasks)
+        except PydanticCustomError:
+            return value  # `tasks` will say it
+        if not getattr(member, "fixed_outputs", False):
+            return value
+        return {**value, "model": {**value["model"], "head": "learned"}}
+
     @model_serializer(mode="wrap")
     def _without_tasks_that_are_not_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
@@ -176,6 +192,12 @@ class Run(Section):
                 f"corpus: {writing[True]} is answered by texts that the model writes, {writing[False]} by classes; one model cannot do "
                 "both, so make a run of each"
             )
+        for part in parts:
+            if part.tasks.fixed_outputs and self.model.head.reads_support:
+                raise ValueError(
+                    f"model.head: {self.model.head.kind} makes outputs of class means, and the outputs of {part.tasks.kind} are no classes; "
+                    "use learned or zero"
+                )
         answers = {(part.tasks.kind, part.tasks.outputs_for(2), part.tasks.slots): part.name for part in parts}
         if len(answers) > 1 and self.model.head.kind == "learned":
             raise ValueError(

@@ -30,8 +30,8 @@ ROWS = {
     "prototype": "frozen nearest prototype",
     "unadapted": "meta-trained, not adapted",
 }
-"""The rows of an evaluation: their names in evaluation.json, and in the table. The last two are of one kind each: a model
-that writes texts has no prototypes, and a head over new classes says nothing before it is adapted."""
+"""The rows of an evaluation: their names in evaluation.json, and in the table. The last two are of one kind each: where an
+output means the same in every task there are no prototypes, and a head over new classes says nothing before it is adapted."""
 
 
 def scores(
@@ -155,7 +155,8 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
         found = []
         for part, source in measured(run, payload["prepared"], shots):
             rows = {}
-            for name in ("metrics", "untrained", "unadapted" if source.tasks.generates else "prototype"):
+            learned = source.tasks.generates or source.tasks.fixed_outputs
+            for name in ("metrics", "untrained", "unadapted" if learned else "prototype"):
                 algorithm, head, steps = run.algorithm, network.head, run.evaluate.inner_steps
                 params = trained if name in ("metrics", "unadapted") else first
                 if name == "unadapted":

@@ -91,6 +91,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     """What follows `AutoModelFor` in the name of transformers' class that an adapted model is exported for; empty: none."""
     fewest_ways: ClassVar[int] = 2
     """Classes that an episode must have at least."""
+    fixed_outputs: ClassVar[bool] = False
+    """Whether an output of the head means the same in every task, so that it is learned over tasks and no class has a mean."""
 
     ways: Range = (5, 5)
     """Classes of an episode (N), or [low, high]."""

@@ -175,7 +175,7 @@ class Relations(Tasks):
         return scores
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
-        names = (["none of the above"] if self.nota_rate > 0 else []) + list(episode.classes)
+        names = self.output_names(episode.classes)
         lengths = [len(sign) for sign in marker_ids(tokenizer)]
         lines = []
         for side, examples in (("support", episode.support), ("query", episode.query)):

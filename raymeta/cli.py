@@ -78,6 +78,19 @@ def export(
 
 
 @app.command()
+def serve(
+    where: Annotated[str, typer.Argument(metavar="DIR", help="a run's folder, a checkpoint, or an exported folder")],
+    host: Annotated[str, typer.Option(help="0.0.0.0: reachable from other machines, by anyone")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    keep: Annotated[int, typer.Option(min=1, help="adapted tasks kept, each as large as the model")] = 16,
+) -> None:
+    """Answer over HTTP: POST /adapt with a few examples, POST /predict with texts."""
+    from raymeta.serve import serve as until_interrupted
+
+    until_interrupted(where, host, port, keep)
+
+
+@app.command()
 def check(run: RunName, overrides: Overrides = None) -> None:
     """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""
     from raymeta.checks import check as look

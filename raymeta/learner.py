@@ -64,7 +64,7 @@ class Learner:
             )
         return found
 
-    def adapt(self, *columns: Sequence[Any], inner_steps: int | None = None, **roles: Sequence[Any]) -> "Adapted":
+    def adapt(self, /, *columns: Sequence[Any], inner_steps: int | None = None, **roles: Sequence[Any]) -> "Adapted":
         """The model adapted to the task of these examples: texts and labels (or what else the tasks' roles are, in their order
         or by name), as many of each; sentences with entities may be strings with [marks](type).
 
@@ -163,11 +163,11 @@ class Adapted(Learner):
     classes: tuple[str, ...] = ()
     shown: int = 0
 
-    def logits(self, *columns: Sequence[Any], **roles: Sequence[Any]) -> Tensor:
+    def logits(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> Tensor:
         """Scores of the items (texts, or words of sentences, end to end), [item, output]."""
         return torch.cat([found for found, _, _ in self._scored(columns, roles)])
 
-    def predict(self, *columns: Sequence[Any], **roles: Sequence[Any]) -> list[Any]:
+    def predict(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> list[Any]:
         """The answer to each text: a label; or of sentences, given as words or as strings, a BIO tag for each word."""
         return [
             answer
@@ -175,7 +175,7 @@ class Adapted(Learner):
             for answer in self.tasks.answers(scores, examples, self.classes, rows)
         ]
 
-    def predict_proba(self, *columns: Sequence[Any], **roles: Sequence[Any]) -> Any:
+    def predict_proba(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> Any:
         """The probability of each output (`output_names` names them): an array [text, output], or where a text has several
         items, a list of arrays [item, output]."""
         found: list[npt.NDArray[np.float64]] = []
@@ -254,7 +254,7 @@ def _rows(
     if not given:
         raise UserError(f"give a list of each role: {order}")
     for name, column in given.items():
-        if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
+        if isinstance(column, (str, bytes, dict, set)) or not hasattr(column, "__len__"):
             raise UserError(f"{name}: give a list, one entry for each text, not {type(column).__name__}")
     sizes = {name: len(column) for name, column in given.items()}
     if len(set(sizes.values())) > 1:

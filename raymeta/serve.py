@@ -120,7 +120,8 @@ def start(where: str, host: str, port: int, keep: int) -> None:
             return JSONResponse(found, status_code=status)
 
     serve.start(http_options={"host": host, "port": port})
-    serve.run(Served.bind(), name="raymeta", route_prefix="/")
+    deployment: Any = Served  # what the decorator made of the class
+    serve.run(deployment.bind(), name="raymeta", route_prefix="/")
 
 
 def serve(where: str, host: str, port: int, keep: int) -> None:

@@ -23,6 +23,10 @@ from raymeta.errors import UserError
 _FORMAT = 1
 
 
+class Locked(UserError):
+    """Another process works on the run's folder."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint on disk."""
@@ -139,7 +143,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(
+            raise Locked(
                 f"{folder}: another raymeta ({file.read().strip()}) is working on this run; wait until it is done, or end it"
             ) from error
         except OSError as error:

@@ -91,6 +91,38 @@ def serve(
 
 
 @app.command()
+def tune(
+    run: RunName,
+    overrides: Overrides = None,
+    space: Annotated[str, typer.Option(help="what to search: a name (raymeta ls spaces) or a YAML file")] = "inner-loop",
+    trials: Annotated[int, typer.Option(help="points of the space to try (with several clusters: on each)")] = 12,
+    max_concurrent: Annotated[int | None, typer.Option(help="runs at once; absent: as many as have room")] = None,
+    searcher: Annotated[str, typer.Option(help="random, grid or optuna (TPE)")] = "random",
+    scheduler: Annotated[str, typer.Option(help="none, or asha: stop runs that fall behind")] = "none",
+    grace_steps: Annotated[int | None, typer.Option(help="asha: steps that each run may take; absent: up to its first validation")] = None,
+    objective: Annotated[str, typer.Option(help="a metric of a stage, e.g. evaluate.accuracy; absent: validation's, after the last stage that trains")] = "",
+    mode: Annotated[str | None, typer.Option(help="max or min; absent: min for losses and durations")] = None,
+    budget_s: Annotated[float | None, typer.Option(help="seconds after which the sweep ends")] = None,
+    cluster: Annotated[list[str] | None, typer.Option(help="a profile to run on; several: side by side")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep of these settings")] = False,
+) -> None:  # fmt: skip
+    """Search a space of settings, each trial a run of its own, by Ray Tune."""
+    from raymeta.space import load
+    from raymeta.sweep import Sweep
+    from raymeta.tune import tune as sweep
+
+    asked = Sweep.of(
+        {
+            "run": _load(run, overrides, tell=False), "space": load(space), "space_name": space, "trials": trials,
+            "max_concurrent": max_concurrent, "searcher": searcher, "scheduler": scheduler, "grace_steps": grace_steps,
+            "objective": objective, "mode": mode, "budget_s": budget_s, "clusters": cluster or [],
+        }
+    )  # fmt: skip
+    if not any(trial.state == "finished" for trial in sweep(asked, resume)):
+        sys.exit(1)
+
+
+@app.command()
 def check(run: RunName, overrides: Overrides = None) -> None:
     """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""
     from raymeta.checks import check as look

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 
-from raymeta import yaml12
+from raymeta import nodes, yaml12
 from raymeta.component import Section
-from raymeta.errors import UserError, did_you_mean
+from raymeta.errors import UserError, did_you_mean, told
 from raymeta.workers import Workers
+
+_STARTS, _STARTS_ON_DEMAND = 3, 60
+"""How often workers are waited for, a minute each, before a run gives up; a machine that is yet to be started takes long."""
 
 
 class Profile(Section):
@@ -31,18 +34,67 @@ class Profile(Section):
     """Everything in this process, without Ray: a debugger's breakpoints work everywhere."""
     address: str | None = None
     """The Ray cluster to join: `auto`, `host:port`; absent: the one of the surrounding Ray job, else a new one here."""
-    workers: int = Field(1, ge=1)
-    """Training workers; each takes its share of a step's tasks."""
+    workers: int | tuple[int, int] = 1
+    """Training workers; each takes its share of a step's tasks. [fewest, most]: as many as the cluster has, from time to
+    time; the run goes on from its newest checkpoint when they change."""
     gpu: bool = False
     """One GPU a worker, and NCCL between them."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPU cores a worker; on CPU also its threads."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Further resources a worker, by the names that the cluster gives them."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray places workers on nodes."""
     max_failures: int = Field(3, ge=0)
     """How often workers may be lost and started again from the newest checkpoint."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of every worker."""
+    autoscales: bool = False
+    """Whether machines are added when they are asked for: then workers are waited for, where else they must have room."""
+    storage: str | None = None
+    """The folder for results of runs that name none: on several machines, one that all of them see."""
+
+    @field_validator("workers")
+    @classmethod
+    def _some(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = (value, value) if isinstance(value, int) else value
+        if not 1 <= fewest <= most:
+            raise ValueError(
+                f"give at least 1 worker, or [fewest, most], not {value if isinstance(value, int) else list(value)}"
+            )
+        return value
+
+    @property
+    def fewest(self) -> int:
+        """Workers that it takes to begin."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker holds, as Ray counts it."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1.0} if self.gpu else {}), **self.resources}
+
+    def explain(self) -> str:
+        """What it is, in a line: its description, workers and place."""
+        if self.in_process:
+            return self.description
+        count = str(self.most) if self.fewest == self.most else f"{self.fewest} to {self.most}"
+        each = " + ".join(f"{n:g} {name}" for name, n in self.bundle.items())
+        where = {None: "a Ray of its own, or the surrounding job's", "auto": "the Ray cluster of this machine"}.get(
+            self.address, self.address
+        )
+        more = [f"results in {self.storage}"] if self.storage else []
+        return f"{self.description} ({'; '.join([f'{count} x {each}', str(where), *more])})"
+
+
+def room(profile: Profile) -> int:
+    """How many runs of a profile, at their largest, the cluster has room for at once."""
+    return nodes.groups(profile.bundle, profile.most, profile.placement, nodes.alive())
 
 
 def shipped(name: str) -> list[Path]:
@@ -55,8 +107,8 @@ def profiles() -> dict[str, Path]:
     """The profiles there are, by name."""
     found: dict[str, Path] = {}
     for folder in shipped("clusters"):
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
+        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/profile.yaml")]):
+            found.setdefault(path.parent.name if path.stem == "profile" else path.stem, path)
     return found
 
 
@@ -71,8 +123,9 @@ def profile_values(name: str) -> dict[str, Any]:
     return yaml12.read(path, "cluster")
 
 
-def connect(profile: Profile) -> None:
-    """Joins or starts Ray as the profile says, and checks that the workers fit; a no-op for `in_process`."""
+def connect(profile: Profile, storage: Path) -> None:
+    """Joins or starts Ray as the profile says, and checks that the workers fit and that every machine sees `storage`; a no-op
+    for `in_process`."""
     if profile.in_process:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -84,7 +137,7 @@ def connect(profile: Profile) -> None:
     if not ray.is_initialized():
         # a cluster on this host asks for a token, as is Ray's default; that it does is no news to a run's reader
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        need = profile.workers * profile.cpus_per_worker
+        need = profile.fewest * profile.cpus_per_worker
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
@@ -111,7 +164,16 @@ def connect(profile: Profile) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which says nothing of a run
         atexit.register(_hush)
-    _check_resources(profile, ray.cluster_resources())
+    if not profile.autoscales:
+        _check_resources(profile, nodes.alive())
+    nodes.shared(storage)
+
+
+def disconnect() -> None:
+    """Leaves the Ray cluster; ends it, if it is this process's own."""
+    import ray
+
+    ray.shutdown()
 
 
 def _hush() -> None:
@@ -127,17 +189,21 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _check_resources(profile: Profile, there: dict[str, float]) -> None:
-    for resource, each, setting in (
-        ("CPU", profile.cpus_per_worker, "cpus_per_worker"),
-        ("GPU", float(profile.gpu), "gpu"),
-    ):
-        need, have = profile.workers * each, there.get(resource, 0.0)
+def _check_resources(profile: Profile, there: list[dict[str, float]]) -> None:
+    for resource, each in profile.bundle.items():
+        need, have = profile.fewest * each, sum(node.get(resource, 0.0) for node in there)
         if need > have:
+            setting = {"CPU": "cpus_per_worker", "GPU": "gpu"}.get(resource, "resources")
             raise UserError(
-                f"cluster.workers: {profile.workers} workers x {each:g} {resource} ({setting}) = {need:g} {resource}, but the cluster has "
+                f"cluster.workers: {profile.fewest} workers x {each:g} {resource} ({setting}) = {need:g} {resource}, but the cluster has "
                 f"{have:g}; lower cluster.workers, or use a larger cluster"
             )
+    if not nodes.groups(profile.bundle, profile.fewest, profile.placement, there):
+        each_node = "; ".join(", ".join(f"{node.get(r, 0.0):g} {r}" for r in profile.bundle) for node in there)
+        raise UserError(
+            f"cluster.placement: {profile.fewest} workers x {profile.bundle} placed {profile.placement} do not fit on machines with {each_node}; "
+            "lower cluster.workers or cluster.cpus_per_worker, or place them PACK"
+        )
 
 
 Job = Callable[[dict[str, Any], Workers], None]
@@ -150,7 +216,7 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
     Raises UserError with a worker's message where a worker raised one; RuntimeError where workers failed too often.
     """
     if profile.in_process:
-        job(payload, Workers())
+        job(payload, Workers(device=torch.device("cuda" if profile.gpu else "cpu")))
         return
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -168,6 +234,10 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
     }
     if not profile.gpu:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(profile.cpus_per_worker))))
+    interface = nodes.shared(folder)
+    if interface:  # between machines, gloo and NCCL are told how; gloo by itself may choose the loopback
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={
@@ -180,14 +250,17 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
         scaling_config=ScalingConfig(
             num_workers=profile.workers,
             use_gpu=profile.gpu,
-            resources_per_worker={"CPU": profile.cpus_per_worker, **({"GPU": 1.0} if profile.gpu else {})},
+            resources_per_worker=profile.bundle,
             placement_strategy=profile.placement,
         ),
         run_config=RunConfig(
             # a name of its own each time: where to go on is said by our checkpoints, not by Ray's record of a run
             name=f"{job.__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=str((folder / "ray").absolute()),
-            failure_config=FailureConfig(max_failures=profile.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(
+                max_failures=profile.max_failures,
+                controller_failure_limit=_STARTS_ON_DEMAND if profile.autoscales else _STARTS,
+            ),
             callbacks=[_stop_on_user_error(str(note))],
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -248,4 +321,7 @@ def _on_worker(config: dict[str, Any]) -> None:
 def explained() -> Iterator[tuple[str, str]]:
     """Each profile's name and what it says of itself."""
     for name, path in profiles().items():
-        yield name, str(yaml12.read(path, "cluster").get("description", ""))
+        try:
+            yield name, Profile.model_validate(yaml12.read(path, "cluster")).explain()
+        except ValidationError as error:
+            raise UserError("\n".join(f"cluster {path}: {line}" for line in told(error))) from error

@@ -114,6 +114,16 @@ class Run(Section):
     cluster: Profile = Field(default_factory=lambda: Profile.model_validate(profile_values("local")))
     """Where it runs: the name of a profile in clusters/, a path to one, or the profile itself."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_where_the_cluster_says(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "storage" in values:
+            return values
+        cluster = values.get("cluster")
+        cluster = profile_values(cluster) if isinstance(cluster, str) else cluster
+        storage = cluster.get("storage") if isinstance(cluster, dict) else None
+        return {**values, "storage": storage} if storage else values
+
     @field_validator("cluster", mode="before")
     @classmethod
     def _named_profile(cls, value: Any) -> Any:
@@ -224,10 +234,10 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.outer.tasks_per_step < self.cluster.workers:
+        if self.outer.tasks_per_step < self.cluster.most:
             raise ValueError(
-                f"outer.tasks_per_step: {self.outer.tasks_per_step} tasks a step cannot be shared by {self.cluster.workers} workers; "
-                f"raise it to at least {self.cluster.workers}, or lower cluster.workers"
+                f"outer.tasks_per_step: {self.outer.tasks_per_step} tasks a step cannot be shared by {self.cluster.most} workers; "
+                f"raise it to at least {self.cluster.most}, or lower cluster.workers"
             )
         return self
 

@@ -108,6 +108,10 @@ class Distribution(Section):
         digits = 12 if self.kind == "quniform" else _DIGITS  # quniform's are few already, but for float's dust
         return min(max(float(f"{float(drawn):.{digits}g}"), float(low)), float(high))
 
+    def drawn(self, value: Any) -> Any:
+        """What `domain` would have given for `value`."""
+        return self.values.index(value) if self.listed else value
+
     def draw(self, rng: np.random.Generator) -> Any:
         """A value by chance."""
         return self.value(self.domain().sample(random_state=rng))

@@ -74,7 +74,7 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
     if known and known.get("asked") == asked:
         return known
     with checkpoint.locked(run.folder):
-        connect(run.cluster)
+        connect(run.cluster, run.root)
         folders = prepared(
             run.parts,
             run.backbone,
@@ -220,13 +220,13 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
         there = {row: label for row, label in ROWS.items() if row in found}
         names = [n for n in found["metrics"] if "/" not in n]
         cells = [["", *names], *([label, *(_shown(found[row], n) for n in names)] for row, label in there.items())]
-        blocks.append("\n".join([_heading(found, kilo_shot), *_aligned(cells)]))
+        blocks.append("\n".join([_heading(found, kilo_shot), *aligned(cells)]))
         pairs = [n.rsplit("/", 1) for n in found["metrics"] if "/" in n]
         for metric in dict.fromkeys(metric for _, metric in pairs):
             groups = sorted(group for group, m in pairs if m == metric)
             cells = [[f"{metric} by group", *there.values()]]
             cells += [[g, *(_shown(found[row], f"{g}/{metric}") for row in there)] for g in groups]
-            blocks.append("\n".join(_aligned(cells)))
+            blocks.append("\n".join(aligned(cells)))
     return "\n\n".join(blocks)
 
 
@@ -247,7 +247,8 @@ def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:
     return f"{found['split']}{of}: {found['episodes']} episodes, {ways}{shown}-shot; mean ± 95 % interval, in %"
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return [
         "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

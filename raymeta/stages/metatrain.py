@@ -66,7 +66,7 @@ def metatrain(run: Run) -> Result:
         return done
     checked(run.parts)
     with checkpoint.locked(run.folder):
-        connect(run.cluster)
+        connect(run.cluster, run.root)
         _launch(run, run.folder)
     result = finished(run)
     if result is None:
@@ -208,6 +208,7 @@ def _validate(
     best: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Scores the validation episodes, and gives what is best now: {"step", metric} of this step or the one before."""
+    began = time.perf_counter()
     means: dict[str, Estimate] = {}
     main = []
     for part, source in held_out(run.parts, folders, "validation", run.seed):
@@ -224,6 +225,7 @@ def _validate(
     if track:
         numbers = {k: v for name, e in means.items() for k, v in ((name, e.mean), (f"{name}_ci95", e.ci95))}
         track.row(
-            step=outer.step, split="validation", episodes=run.validation.episodes, best=best["step"] == outer.step, **numbers
+            step=outer.step, split="validation", episodes=run.validation.episodes, best=best["step"] == outer.step, **numbers,
+            validation_s=time.perf_counter() - began,
         )  # fmt: skip
     return best

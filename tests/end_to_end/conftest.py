@@ -46,7 +46,7 @@ def ray_cluster(ray_folder: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_TMPDIR", str(ray_folder))
-        connect(Profile.model_validate(workers(4)))
+        connect(Profile.model_validate(workers(4)), ray_folder)
     yield
     ray.shutdown()
 

@@ -1,0 +1,138 @@
+"""What became of each run of a sweep: trials.jsonl, a row an event, and the tables that people read."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from raymeta.objective import Objective
+from raymeta.space import shown
+from raymeta.stages.evaluate import aligned
+
+ENDED = ("finished", "stopped")
+"""States of a trial that a sweep does not take up again: it came to its end, or the scheduler gave it up."""
+
+
+@dataclass
+class Trial:
+    """One run of a sweep: what was tried, where, and what it came to."""
+
+    number: int
+    point: int
+    settings: dict[str, Any]
+    cluster: str
+    folder: str
+    state: str = "running"
+    step: int = 0
+    value: float | None = None
+    ci95: float | None = None
+    worker_s: float = 0.0
+    tasks_per_s: float | None = None
+    message: str = ""
+    path: list[tuple[int, float]] = field(default_factory=list)
+    """What it had come to at each step that it told."""
+
+
+class Record:
+    """The file in which a sweep's events are kept; a row is complete or not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **values: Any) -> None:
+        """Appends a row, and sees to it that it is on disk."""
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(
+                ("\n" if torn and self.path.stat().st_size else "") + json.dumps({"event": event, **values}) + "\n"
+            )
+            file.flush()
+            os.fsync(file.fileno())
+
+    def trials(self) -> dict[int, Trial]:
+        """Every trial so far, by number, as its events leave it."""
+        found: dict[int, Trial] = {}
+        if not self.path.exists():
+            return found
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # half written when the process was ended
+            event, number = row.pop("event"), row.pop("trial")
+            if event == "starts":
+                before = found.get(number)
+                found[number] = Trial(number=number, **row)
+                if before:
+                    found[number].path = before.path
+            elif number in found:
+                took(found[number], event, row)
+        return found
+
+
+def took(trial: Trial, event: str, row: dict[str, Any]) -> None:
+    """Brings a trial up to date by an event: `row` (a step), or its end."""
+    for name, value in row.items():
+        setattr(trial, name, value)
+    if event != "row":
+        trial.state = event
+    if row.get("value") is not None and (not trial.path or trial.step > trial.path[-1][0]):
+        trial.path.append((trial.step, row["value"]))
+
+
+def best(trials: Iterable[Trial], minimize: bool) -> Trial | None:
+    """The best of the finished trials, or None."""
+    done = [t for t in trials if t.state == "finished" and t.value is not None]
+    return sorted(done, key=lambda t: (_rank(t, minimize), t.number))[0] if done else None
+
+
+def _rank(trial: Trial, minimize: bool) -> float:
+    value = trial.value
+    if value is None or value != value:
+        return float("inf")
+    return value if minimize else -value
+
+
+def table(trials: Sequence[Trial], objective: Objective, minimize: bool, limit: int = 20) -> str:
+    """Trials as text, the running ones first, then the best first; at most `limit`, with how many are left out."""
+    order = sorted(trials, key=lambda t: (t.state != "running", t.state == "failed", _rank(t, minimize), t.number))
+    paths = list(dict.fromkeys(p for t in trials for p in t.settings))
+    names = _short(paths)
+    several = len({t.cluster for t in trials}) > 1
+    cells = [
+        ["trial", *(["cluster"] if several else []), *names.values(), "step", objective.column, "worker-s", "state"]
+    ]
+    cells += [
+        [
+            str(t.number), *([t.cluster] if several else []), *(shown(t.settings.get(p)) for p in paths), str(t.step),
+            objective.text(t.value, t.ci95), f"{t.worker_s:.0f}", t.state,
+        ]
+        for t in order[:limit]
+    ]  # fmt: skip
+    more = [f"  and {len(order) - limit} more"] if len(order) > limit else []
+    return "\n".join([*aligned(cells), *more])
+
+
+def by_cluster(trials: Sequence[Trial], objective: Objective, minimize: bool) -> str:
+    """Clusters side by side: the best value on each, tasks a second, and worker-seconds, of all runs and of a finished one."""
+    cells = [["cluster", "finished", f"best {objective.column}", "tasks/s", "worker-s", "worker-s a finished run"]]
+    for name in dict.fromkeys(t.cluster for t in trials):
+        here = [t for t in trials if t.cluster == name]
+        done = [t for t in here if t.state == "finished"]
+        first = best(here, minimize)
+        paces = [t.tasks_per_s for t in here if t.tasks_per_s]
+        cells.append([
+            name, f"{len(done)} of {len(here)}", objective.text(first.value, first.ci95) if first else "-",
+            f"{median(paces):.2f}" if paces else "-", f"{sum(t.worker_s for t in here):.0f}",
+            f"{sum(t.worker_s for t in done) / len(done):.0f}" if done else "-",
+        ])  # fmt: skip
+    return "\n".join(aligned(cells))
+
+
+def _short(paths: Sequence[str]) -> dict[str, str]:
+    """Each dotted path's last part, or the whole where two have the same."""
+    last = [p.rpartition(".")[2] for p in paths]
+    return {p: name if last.count(name) == 1 else p for p, name in zip(paths, last, strict=True)}

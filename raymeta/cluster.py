@@ -123,9 +123,9 @@ def profile_values(name: str) -> dict[str, Any]:
     return yaml12.read(path, "cluster")
 
 
-def connect(profile: Profile, storage: Path) -> None:
-    """Joins or starts Ray as the profile says, and checks that the workers fit and that every machine sees `storage`; a no-op
-    for `in_process`."""
+def connect(profile: Profile, storage: Path | None = None) -> None:
+    """Joins or starts Ray as the profile says, and checks that the workers fit and that every machine sees `storage`, where it is
+    given; a no-op for `in_process`."""
     if profile.in_process:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -166,7 +166,8 @@ def connect(profile: Profile, storage: Path) -> None:
         atexit.register(_hush)
     if not profile.autoscales:
         _check_resources(profile, nodes.alive())
-    nodes.shared(storage)
+    if storage is not None:
+        nodes.shared(storage)
 
 
 def disconnect() -> None:

@@ -85,7 +85,7 @@ def _walked(
         back = _before(
             inner, trail.pop(), how(local, t), back, 0.0 if weights is None else weights[t - 1], local, grads
         )
-    first = first or inner.step(inner.start(local), how(local, 0))
+    first = first or inner.step(inner.start(local), how(local, 0), again=True)
     _whole(_through(inner, first, back, {}, local, grads, start=True), grads)
     return _step(inner, local, grads, losses, logits)
 
@@ -146,7 +146,7 @@ def _before(
 
     kept: the state before the step on leaves, the leaves, and what came of the step (None: it is taken again)."""
     fast, leaves, after = kept
-    back = _through(inner, after or inner.step(fast, how), back, leaves, local, grads)
+    back = _through(inner, after or inner.step(fast, how, again=True), back, leaves, local, grads)
     if weight:
         fast, leaves = _leaf(fast, local)
         back, _, _ = _of_query(inner, fast, leaves, weight, back, local, grads)

@@ -255,8 +255,11 @@ class Inner:
         head = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in head.items()}
         return replace(fast, head=head, features=features, seen=seen, tape=tape)
 
-    def step(self, fast: Fast, how: Step) -> Fast:
-        """One gradient step of every task on its support set."""
+    def step(self, fast: Fast, how: Step, again: bool = False) -> Fast:
+        """One gradient step of every task on its support set.
+
+        again: the step was taken before, and is wanted for its graph: the fused weights that come of it are not made.
+        """
         outside = torch.is_grad_enabled()
         keep = outside and not how.detach
         first = fast.features is not None  # the graph to the features starts at `fast`, and may be needed again
@@ -307,10 +310,11 @@ class Inner:
             if how.l2:
                 assert not isinstance(rate, Tensor), "a learned rate of |theta|^2 needs its weights in the graph"
                 kept = 1 - 2 * rate * how.l2
-            old = fast.own[f"{name}.weight"]
-            with torch.no_grad():
-                turned = name in fast.turned
-                weights[f"{name}.weight"] = lowered(old, inputs.detach(), pull.detach(), turned, kept)
+            if not again:
+                old = fast.own[f"{name}.weight"]
+                with torch.no_grad():
+                    turned = name in fast.turned
+                    weights[f"{name}.weight"] = lowered(old, inputs.detach(), pull.detach(), turned, kept)
             if keep:
                 pulls[name] = (pull, inputs)
         return Fast(

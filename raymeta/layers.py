@@ -9,7 +9,10 @@ output gradients times the step size, so y = x W_0^T - sum_s (x X_s^T) D_s needs
 W_0 is shared by all tasks, and the rest are small.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +43,20 @@ class Weights:
     tape: Tape = field(default_factory=Tape)
     anchor: Tensor = field(default_factory=lambda: torch.zeros(()))
     repeated: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def given(self, weights: "Weights") -> Iterator[None]:
+        """These weights for the time of a forward; then none, for a graph that they hold would live until the next one."""
+        for name in self._LENT:
+            setattr(self, name, getattr(weights, name))
+        try:
+            yield
+        finally:
+            blank = Weights()
+            for name in self._LENT:
+                setattr(self, name, getattr(blank, name))
+
+    _LENT: ClassVar = ("tasks", "shared", "own", "history", "watched", "seen", "tape", "anchor")
 
 
 class _Swapped(nn.Module):

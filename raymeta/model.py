@@ -400,13 +400,10 @@ class Network:
         if middle is not None:
             given = {"middle": middle}
         if self.swapped:
-            now = self.now
-            now.tasks, now.shared, now.own = weights.tasks, weights.shared, weights.own
-            now.history, now.watched, now.seen = weights.history, weights.watched, weights.seen
-            now.tape, now.anchor = weights.tape, weights.anchor
 
             def call() -> Any:
-                return runner(**given)
+                with self.now.given(weights):
+                    return runner(**given)
         else:
             values = {n: p for n, p in weights.shared.items() if n in self.base and n != self.embedding}
             values |= {n: p.squeeze(0) for n, p in weights.own.items() if n != self.embedding}

@@ -121,17 +121,20 @@ class Bench:
 
 
 def _ours(algorithm: Maml, network: Network, tasks: Any, params: Params, episodes: list[Episode]) -> Params:
-    total: Params = {}
+    total = {n: torch.zeros_like(p) for n, p in params.items()}  # as the outer loop has them
+    reached: set[str] = set()
     at_once = algorithm.at_once(network)
     for at in range(0, len(episodes), at_once):
         found = algorithm.meta_step(algorithm.bound(network, tasks, episodes[at : at + at_once]), params, 1)
-        for name, grad in found.grads.items():
+        reached |= found.grads.keys()
+        while found.grads:
+            name, grad = found.grads.popitem()
             if name == network.embedding:
-                total.setdefault(name, torch.zeros_like(params[name])).index_add_(0, found.rows, grad)
+                total[name].index_add_(0, found.rows, grad)
             else:
-                total[name] = total[name].add_(grad) if name in total else grad
+                total[name].add_(grad)
         del found, grad
-    return total
+    return {n: total[n] for n in reached}
 
 
 def error(found: Params, wanted: Params) -> float:

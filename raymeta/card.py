@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymeta import yaml12
-from raymeta.metrics import Estimate
-from raymeta.stages.evaluate import ROWS
+from raymeta.stages.evaluate import ROWS, shown_estimate
 
 _PIPELINES = {"SequenceClassification": "text-classification", "TokenClassification": "token-classification"}
 
@@ -72,7 +71,7 @@ def _loading(kind: str, loads: str, own: bool, pipeline: str, adapted: bool) -> 
 def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     parts = []
     for found in evaluation["settings"]:
-        names = list(found["metrics"])
+        names = [n for n in found["metrics"] if "/" not in n]
         what = (
             f"{found['ways']}-way {found['shots']}-shot"
             if "ways" in found
@@ -83,7 +82,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
             f"Adapted to episodes of classes that training did not see ({found['split']} split{of}, {found['episodes']} episodes, {what}); "
             "mean ± 95 % interval, in %:"
         )
-        rows = [[label, *(_estimate(found[row][n]) for n in names)] for row, label in ROWS.items() if row in found]
+        rows = [[label, *(shown_estimate(found[row], n) for n in names)] for row, label in ROWS.items() if row in found]
         parts.append(markdown(["", *names], rows))
     return parts
 
@@ -107,10 +106,6 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column to the left, numbers to the right."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "| --- |" + " ---: |" * (len(head) - 1), *lines[1:]])
-
-
-def _estimate(found: Mapping[str, float]) -> str:
-    return str(Estimate(found["mean"], found["ci95"]))
 
 
 def _interval(found: Mapping[str, float | None]) -> str:

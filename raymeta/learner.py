@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,25 +12,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raymeta import __version__, checkpoint, export, yaml12
+from raymeta import __version__, export
 from raymeta.algorithms import Algorithm
 from raymeta.card import card
 from raymeta.checkpoint import Checkpoint
-from raymeta.config import Run
 from raymeta.episodes import Episode, Examples
-from raymeta.errors import UserError, did_you_mean, first_line
-from raymeta.heads import Head
+from raymeta.errors import UserError, did_you_mean
 from raymeta.layers import Params
-from raymeta.model import Backbone, Network
+from raymeta.loading import FORMAT, found, of_checkpoint
+from raymeta.model import Network
 from raymeta.plain import logits, whole
-from raymeta.stages.evaluate import fitting, loaded, meta_parameters, read
 from raymeta.tasks import Tasks
 from raymeta.tasks._spans import Span, spans
 from raymeta.tasks.entities import Entities
-from raymeta.workers import Workers
 
 _TEXTS_AT_ONCE = 64
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -50,19 +46,24 @@ class Learner:
     about: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_pretrained(cls, where: str | Path | Checkpoint, device: str | torch.device | None = None) -> Self:
+    def from_pretrained(
+        cls, where: str | Path | Checkpoint, device: str | torch.device | None = None, part: str | None = None
+    ) -> Self:
         """The learner in a checkpoint, in a run's folder (its best one) or in an exported folder; of a fine-tuned or exported
-        classifier, an `Adapted`. device: absent, a GPU where there is one.
+        classifier, an `Adapted`. device: absent, a GPU where there is one. part: of a run that mixes corpora, whose kind of
+        task; absent: the first one's.
 
         Raises UserError where there is no such thing.
         """
         at = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        found = _of_checkpoint(where, at) if isinstance(where, Checkpoint) else _found(where, at)
-        if not isinstance(found, cls):
+        kept = of_checkpoint(where, at, part) if isinstance(where, Checkpoint) else found(where, at, part)
+        values = {name: getattr(kept, name) for name in Learner.__dataclass_fields__}
+        one = Adapted(**values, classes=kept.classes, shown=kept.shown) if kept.classes else Learner(**values)
+        if not isinstance(one, cls):
             raise UserError(
                 f"{where} is not adapted to a task; load it with Learner.from_pretrained, and give examples to adapt()"
             )
-        return found
+        return one
 
     def adapt(self, /, *columns: Sequence[Any], inner_steps: int | None = None, **roles: Sequence[Any]) -> "Adapted":
         """The model adapted to the task of these examples: texts and labels (or what else the tasks' roles are, in their order
@@ -70,7 +71,7 @@ class Learner:
 
         Its classes are the labels, in the order in which they first appear. Raises UserError for examples that cannot be used.
         """
-        rows = [self.tasks.typed(row) for row in _rows(self.tasks.roles, columns, roles)]
+        rows = [self.tasks.typed(row) for row in _rows(self.tasks.roles, self.tasks.optional, columns, roles)]
         _complete(rows[0], self.tasks.roles)
         encoded = self._encoded(rows)
         classes = tuple(dict.fromkeys(name for row in encoded for name in row["classes"]))
@@ -82,7 +83,8 @@ class Learner:
             inner = self.algorithm.bound(self.network, self.tasks, [episode], learn=False)
             fast = self.algorithm.adapt(inner, inner.opened(self.params, learn=False), steps=steps)
             params = whole(inner, fast, self.params)
-        return _adapted(replace(self, params=params), classes, len(rows))
+        values = {name: getattr(self, name) for name in Learner.__dataclass_fields__}
+        return Adapted(**{**values, "params": params}, classes=classes, shown=len(rows))
 
     def _check(self, classes: Sequence[str]) -> None:
         if not classes:
@@ -125,7 +127,7 @@ class Learner:
         classes, shown = (self.classes, self.shown) if isinstance(self, Adapted) else (None, 0)
         settings = {"name": "", "head": self.network.head, "pooling": self.network.pooling, "trust_remote_code": False}
         values = {
-            "format": _FORMAT, "raymeta": __version__, "kind": kind, "model": self.network.backbone.model_copy(update=settings).model_dump(mode="json"),
+            "format": FORMAT, "raymeta": __version__, "kind": kind, "model": self.network.backbone.model_copy(update=settings).model_dump(mode="json"),
             "tasks": self.tasks.model_dump(mode="json"), "algorithm": self.algorithm.model_dump(mode="json"), "inner_steps": self.inner_steps,
             "classes": classes, "shown": shown, "about": self.about,
         }  # fmt: skip
@@ -168,7 +170,8 @@ class Adapted(Learner):
         return torch.cat([found for found, _, _ in self._scored(columns, roles)])
 
     def predict(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> list[Any]:
-        """The answer to each text: a label; or of sentences, given as words or as strings, a BIO tag for each word."""
+        """The answer to each text: a label, or what else this kind of task answers; of sentences, given as
+        words or as strings, a BIO tag for each word."""
         return [
             answer
             for scores, examples, rows in self._scored(columns, roles)
@@ -179,12 +182,11 @@ class Adapted(Learner):
         """The probability of each output (`output_names` names them): an array [text, output], or where a text has several
         items, a list of arrays [item, output]."""
         found: list[npt.NDArray[np.float64]] = []
-        one = True
         for scores, examples, _ in self._scored(columns, roles):
             sizes = self.tasks.items(examples)
-            one = one and not isinstance(self.tasks, Entities)
             found += [p.numpy() for p in torch.split(scores.double().softmax(-1), sizes)]
-        return np.concatenate(found) if one else found
+        one_each = type(self.tasks).items is Tasks.items
+        return np.concatenate(found) if one_each else found
 
     def spans(self, sentences: Sequence[str] | Sequence[Sequence[str]]) -> list[list[Span]]:
         """The entities of each sentence, with their type, text and place."""
@@ -224,7 +226,7 @@ class Adapted(Learner):
     ) -> Iterator[tuple[Tensor, Examples, list[dict[str, Any]]]]:
         """Scores, examples and rows, some texts at a time."""
         names = self.tasks.roles[:-1]
-        given = _rows(names, columns, roles)
+        given = _rows(names, self.tasks.optional, columns, roles)
         _complete(given[0], names)
         rows = [self.tasks.asked(row, self.classes) for row in given]
         for start in range(0, len(rows), _TEXTS_AT_ONCE):
@@ -238,16 +240,17 @@ class Adapted(Learner):
 
 
 def _rows(
-    names: tuple[str, ...], columns: Sequence[Sequence[Any]], roles: dict[str, Sequence[Any]]
+    names: tuple[str, ...], optional: tuple[str, ...], columns: Sequence[Sequence[Any]], roles: dict[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of columns that are given in the order of `names`, or by name."""
+    """Rows of columns that are given in the order of `names`, or by name; `optional` ones only by name."""
     order = ", ".join(names)
+    known = (*names, *optional)
     if len(columns) > len(names):
         raise UserError(f"{len(columns)} lists were given, but there are {len(names)} roles: {order}")
     given = dict(zip(names, columns, strict=False))
     for name, column in roles.items():
-        if name not in names:
-            raise UserError(f"no role {name!r}{did_you_mean(name, names)} (roles: {order})")
+        if name not in known:
+            raise UserError(f"no role {name!r}{did_you_mean(name, known)} (roles: {', '.join(known)})")
         if name in given:
             raise UserError(f"{name} is given twice")
         given[name] = column
@@ -273,93 +276,3 @@ def _complete(row: dict[str, Any], names: Sequence[str]) -> None:
 def _examples(tasks: Tasks, encoded: Sequence[dict[str, Any]], classes: Sequence[str]) -> Examples:
     table = {name: [row[name] for row in encoded] for name in encoded[0]}
     return tasks.examples(table, np.arange(len(encoded)), classes)
-
-
-# finding it
-
-
-def _found(where: str | Path, device: torch.device) -> Learner:
-    """The learner in a folder, or in a repository of the hub."""
-    folder = Path(where).expanduser()
-    if not folder.exists() and str(where).count("/") == 1 and not str(where).startswith((".", "/", "~")):
-        folder = _downloaded(str(where))
-    if (folder / "raymeta.json").is_file():
-        return _of_export(folder, device)
-    if (folder / "state.json").is_file():
-        return _of_checkpoint(checkpoint.load(folder), device)
-    if (folder / "checkpoints").is_dir():
-        last = checkpoint.newest(folder / "checkpoints")
-        if last is None:
-            raise UserError(f"{folder} has no checkpoint yet; run it first")
-        best = last.state.get("best")
-        return _of_checkpoint(
-            checkpoint.load(last.folder.parent / f"step_{best['step']:06d}") if best else last, device
-        )
-    raise UserError(
-        f"{folder} is no checkpoint, no run's folder and no folder that raymeta exported; give one, like results/NAME-HASH"
-    )
-
-
-def _downloaded(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo))
-    except Exception as error:  # the hub's client raises kinds of its own, and those of what it uses
-        raise UserError(
-            f"{repo!r} is no folder here, and was not found on the Hugging Face hub: {first_line(error)}; give a run's folder, a "
-            "checkpoint, an exported folder, or a repository (with a network)"
-        ) from error
-
-
-def _of_checkpoint(start: Checkpoint, device: torch.device) -> Learner:
-    """What a stage left: the meta-trained model, or the fine-tuned one, whose state names the classes."""
-    run = Run.of(yaml12.read(start.folder / "run.yaml"))
-    network = loaded(run, Workers(device=device))
-    first = meta_parameters(run, network, Workers(device=device))
-    place = start.folder.parent.parent
-    about: dict[str, Any] = {
-        "base_model": run.model.name, "steps": start.step, "settings": run.model_dump(mode="json", include=_TOLD, exclude_none=True),
-    }  # fmt: skip
-    learner = Learner(
-        network, run.tasks, run.algorithm, first, run.backbone.tokenizer(), run.evaluate.inner_steps, about
-    )
-    classes = start.state.get("classes")
-    if classes is None:
-        found = read(place / "evaluation.json")
-        if found and found["asked"]["sha256"] == start.state["sha256"]["params.safetensors"]:
-            about["evaluation"] = {"settings": found["settings"]}
-        return replace(learner, params={**first, **{n: p.to(device) for n, p in fitting(start, first).items()}})
-    network.head = Head.model_validate(start.state["head"])
-    if (place / "test.json").is_file():
-        about["report"] = json.loads((place / "test.json").read_text(encoding="utf-8"))
-    params = {**first, **{n: p.to(device) for n, p in start.params().items()}}
-    tasks = Tasks.model_validate(start.state["tasks"])
-    return _adapted(replace(learner, tasks=tasks, params=params), tuple(classes), 0)
-
-
-_TOLD = {"seed", "model", "tasks", "algorithm", "outer", "pretrain", "finetune"}
-"""The sections of a run that a card repeats."""
-
-
-def _of_export(folder: Path, device: torch.device) -> Learner:
-    values = json.loads((folder / "raymeta.json").read_text(encoding="utf-8"))
-    if values["format"] != _FORMAT:
-        raise UserError(
-            f"{folder} was exported by raymeta {values['raymeta']}, in a way that {__version__} does not read"
-        )
-    backbone = Backbone.model_validate({**values["model"], "name": str(folder)})
-    tasks, classes = Tasks.model_validate(values["tasks"]), values["classes"]
-    outputs = tasks.outputs_for(len(classes) if classes else tasks.ways[1])
-    network, params = export.read(backbone, values["kind"], outputs, tasks.slots, folder)
-    network.to(device)
-    params = {n: p.to(device) for n, p in params.items()}
-    algorithm = Algorithm.model_validate(values["algorithm"])
-    found = Learner(network, tasks, algorithm, params, backbone.tokenizer(), values["inner_steps"], values["about"])
-    return _adapted(found, tuple(classes), values["shown"]) if classes else found
-
-
-def _adapted(learner: Learner, classes: tuple[str, ...], shown: int) -> "Adapted":
-    return Adapted(
-        **{name: getattr(learner, name) for name in Learner.__dataclass_fields__}, classes=classes, shown=shown
-    )

@@ -9,12 +9,15 @@ import torch
 
 from raymeta import checkpoint
 from raymeta.algorithms import Algorithm
+from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.learner import Adapted, Learner
 from raymeta.model import Backbone
+from raymeta.stages.metatrain import metatrain
 from raymeta.tasks import Tasks
 from raymeta.tasks._spans import Span, marked, spans
 from tests.small import INTENTS, SENTENCES, source
+from tests.test_mixed import values as mixed
 
 TEXTS, LABELS = [row["text"] for row in INTENTS], [row["label"] for row in INTENTS]
 SHOWN = [LABELS.index(label) for label in list(dict.fromkeys(LABELS))[:3]]
@@ -22,7 +25,7 @@ SHOWN = [LABELS.index(label) for label in list(dict.fromkeys(LABELS))[:3]]
 
 def learner(model: str, tasks: str = "classification", algorithm: object = "maml", **backbone: object) -> Learner:
     """A learner with a fresh model, not meta-trained."""
-    kind = Tasks.model_validate({"kind": tasks, "ways": 3})
+    kind = Tasks.model_validate({"kind": tasks, **({} if tasks == "qa" else {"ways": 3})})
     settings = Backbone.model_validate({"name": model, **backbone})
     network = settings.load(kind.outputs_for(3), slots=kind.slots)
     chosen = Algorithm.model_validate(algorithm)
@@ -123,6 +126,26 @@ def test_a_sentence_longer_than_the_model_reads_has_a_tag_for_every_word(tiny_to
     found = learner(tiny_tokenizer_folder, "entities", max_length=8)
     one = found.adapt(["[Bonn](city) is far", "call [Ada](person)"])
     assert [len(tags) for tags in one.predict([["play"] * 30, ["stop"]])] == [30, 1]
+
+
+def test_questions_are_answered_in_the_words_of_their_context(tiny_tokenizer_folder):
+    made = learner(tiny_tokenizer_folder, "qa", {"kind": "maml", "inner_steps": 60, "inner_lr": 0.2}, head="learned")
+    contexts = ["the music is in the room today", "we play at the city bank this time"]
+    asked = {"question": ["where is the music?", "where do we play?"], "context": contexts}
+    one = made.adapt(**asked, answer=["the room", "the city bank"], language=["en", "en"])
+    assert one.predict(**asked) == ["the room", "the city bank"]
+    assert one.predict(asked["question"], contexts) == ["the room", "the city bank"]
+    assert [p.shape[1] for p in one.predict_proba(**asked)] == [2, 2]
+
+
+def test_a_run_that_mixes_corpora_is_loaded_for_one_of_its_kinds_of_task(tiny_tokenizer_folder, tmp_path):
+    result = metatrain(Run.of({**mixed(tiny_tokenizer_folder, tmp_path), "outer": {"steps": 1, "tasks_per_step": 2}}))
+    kinds = {
+        part: Learner.from_pretrained(result.checkpoint, part=part).tasks for part in (None, "intents", "entities")
+    }
+    assert (kinds[None].kind, kinds["intents"], kinds["entities"].kind) == ("classification", kinds[None], "entities")
+    with pytest.raises(UserError, match="no part 'intent'; did you mean 'intents'"):
+        Learner.from_pretrained(result.checkpoint, part="intent")
 
 
 def test_any_number_of_classes_is_learned_but_by_a_learned_head(tiny_tokenizer_folder):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,18 +219,22 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
     for found in evaluation["settings"]:
         there = {row: label for row, label in ROWS.items() if row in found}
         names = [n for n in found["metrics"] if "/" not in n]
-        cells = [["", *names], *([label, *(_shown(found[row], n) for n in names)] for row, label in there.items())]
+        cells = [
+            ["", *names],
+            *([label, *(shown_estimate(found[row], n) for n in names)] for row, label in there.items()),
+        ]
         blocks.append("\n".join([_heading(found, kilo_shot), *aligned(cells)]))
         pairs = [n.rsplit("/", 1) for n in found["metrics"] if "/" in n]
         for metric in dict.fromkeys(metric for _, metric in pairs):
             groups = sorted(group for group, m in pairs if m == metric)
             cells = [[f"{metric} by group", *there.values()]]
-            cells += [[g, *(_shown(found[row], f"{g}/{metric}") for row in there)] for g in groups]
+            cells += [[g, *(shown_estimate(found[row], f"{g}/{metric}") for row in there)] for g in groups]
             blocks.append("\n".join(aligned(cells)))
     return "\n\n".join(blocks)
 
 
-def _shown(row: dict[str, Any], metric: str) -> str:
+def shown_estimate(row: Mapping[str, Any], metric: str) -> str:
+    """A metric with its interval: in percent, or in nats."""
     estimate = Estimate(row[metric]["mean"], row[metric]["ci95"])
     return f"{estimate.mean:.3f} ± {estimate.ci95:.3f}" if metric.endswith("loss") else str(estimate)
 

@@ -237,15 +237,15 @@ def _through(
         if name in back.inside and tensor.requires_grad:
             outputs.append(get_gradient_edge(tensor))
             given.append(back.inside[name])
-    for layer, (pull, inputs) in after.pulls.items():
+    for layer, (pull, inputs, factor) in after.pulls.items():
         if layer in back.sums:
             matrix = back.sums[layer].to(pull.dtype)
             matrix = matrix.mT if layer in after.turned else matrix
             outputs.append(get_gradient_edge(pull))
-            given.append(times(inputs.detach().to(pull.dtype), matrix.mT).neg_())
+            given.append(times(inputs.detach().to(pull.dtype), matrix.mT).mul_(-factor))
             if inputs.requires_grad:
                 outputs.append(get_gradient_edge(inputs))
-                given.append(times(pull.detach(), matrix).neg_().to(inputs.dtype))
+                given.append(times(pull.detach(), matrix).mul_(-factor).to(inputs.dtype))
     sums = back.sums
     if after.kept != 1.0:
         for layer in after.fused & sums.keys():
@@ -331,7 +331,7 @@ def _descended(fast: Fast, slope: _Slope, step: Step) -> Fast:
             rate = float(step.rates(f"{layer}.weight"))
             weight = own[f"{layer}.weight"]
             kept = 1 - 2 * rate * step.l2
-            own[f"{layer}.weight"] = lowered(weight, columns, rate * rows, layer in fast.turned, kept)
+            own[f"{layer}.weight"] = lowered(weight, columns, rows, layer in fast.turned, kept, rate)
     after = replace(fast.moved(moved, fast.shared), steps=fast.steps + 1)
     return replace(after, own={n: moved.get(n, p) for n, p in own.items()})
 

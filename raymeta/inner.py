@@ -61,8 +61,8 @@ class Fast:
     are [1, ...] before the first step, and [task, in, out] for those that are `turned`; history: of dual linear layers, in their stead; head: `weight` and `bias`, [task, ...];
     shared: local parameters that do not adapt, and the W_0 of dual layers; features: the support items' features under these
     parameters, [task, item, hidden], and seen: the inputs of fused and dual layers, if known, with the tape of their products;
-    pulls: layer -> (output gradient times step size, inputs) by which the last step moved a fused layer's weight, of which
-    `kept` is what l2 left of it.
+    pulls: layer -> (p, x, f), where the last step took f p^T x from a fused layer's weight: output gradients and inputs, and a
+    step size that is a number, or 1 where p has it; `kept` is the share of the weight that l2 left.
     """
 
     own: Params
@@ -75,7 +75,7 @@ class Fast:
     tape: Tape | None = field(default=None, repr=False)
     fused: frozenset[str] = frozenset()
     turned: frozenset[str] = frozenset()
-    pulls: History = field(default_factory=dict, repr=False)
+    pulls: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict, repr=False)
     kept: float = 1.0
 
     def small(self) -> Params:
@@ -301,12 +301,17 @@ class Inner:
             if name not in of_outputs:
                 continue
             rate = how.rates(f"{name}.weight")
-            pull, inputs = of_outputs.pop(name) * rate, seen[name]
+            pull, inputs = of_outputs.pop(name), seen[name]
             if not keep:
                 pull, inputs = pull.detach(), inputs.detach()
             if name in self.dual:
-                history[name] = _longer(history.get(name), inputs, pull)
+                history[name] = _longer(history.get(name), inputs, pull * rate)
                 continue
+            factor = 1.0
+            if isinstance(rate, Tensor):
+                pull = pull * rate
+            else:
+                factor = rate
             if how.l2:
                 assert not isinstance(rate, Tensor), "a learned rate of |theta|^2 needs its weights in the graph"
                 kept = 1 - 2 * rate * how.l2
@@ -314,9 +319,9 @@ class Inner:
                 old = fast.own[f"{name}.weight"]
                 with torch.no_grad():
                     turned = name in fast.turned
-                    weights[f"{name}.weight"] = lowered(old, inputs.detach(), pull.detach(), turned, kept)
+                    weights[f"{name}.weight"] = lowered(old, inputs.detach(), pull.detach(), turned, kept, factor)
             if keep:
-                pulls[name] = (pull, inputs)
+                pulls[name] = (pull, inputs, factor)
         return Fast(
             {n: moved[n] if n in moved else weights.get(n, p) for n, p in fast.own.items()},
             history,

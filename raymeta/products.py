@@ -72,13 +72,15 @@ def summed(known: Tensor | None, left: Tensor, right: Tensor, alpha: float = 1.0
     return known
 
 
-def lowered(weight: Tensor, inputs: Tensor, pull: Tensor, transposed: bool, keep: float = 1.0) -> Tensor:
-    """keep * weight - pull^T inputs: a task's weight after an inner step. pull: output gradients times the step size."""
+def lowered(
+    weight: Tensor, inputs: Tensor, pull: Tensor, transposed: bool, kept: float = 1.0, factor: float = 1.0
+) -> Tensor:
+    """kept * weight - factor * pull^T inputs: a task's weight after an inner step; pull: gradients at the layer's outputs."""
     left, right = (inputs, pull) if transposed else (pull, inputs)
     left, right = left.to(weight.dtype), right.to(weight.dtype)
     if len(left) == 1:
-        return torch.addmm(weight[0], left[0].T, right[0], beta=keep, alpha=-1.0).unsqueeze(0)
-    return torch.baddbmm(weight, left.mT, right, beta=keep, alpha=-1.0)
+        return torch.addmm(weight[0], left[0].T, right[0], beta=kept, alpha=-factor).unsqueeze(0)
+    return torch.baddbmm(weight, left.mT, right, beta=kept, alpha=-factor)
 
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:

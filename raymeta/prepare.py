@@ -39,12 +39,15 @@ def prepare(
     root: Path,
     on_ray: bool,
     say: Callable[[str], None] = print,
+    whole: bool = False,
 ) -> Prepared:
     """The corpus prepared under `root`, made now if it is not there yet.
 
+    whole: where nothing says which rows train and which test, all are of the train split.
+
     Raises UserError where a file or column is missing, too many rows are bad, or no row is left.
     """
-    shards, columns = check(corpus, tasks)
+    shards, columns = check(corpus, tasks, whole)
     tokenizer = backbone.tokenizer()
     tasks.check(tokenizer)
     folder = root / _key(corpus, tasks, backbone, tokenizer, seed)
@@ -71,12 +74,12 @@ def prepare(
     return prepared
 
 
-def check(corpus: Corpus, tasks: Tasks) -> tuple[list[Shard], dict[str, str | int]]:
+def check(corpus: Corpus, tasks: Tasks, whole: bool = False) -> tuple[list[Shard], dict[str, str | int]]:
     """Shards and role -> column, once all is right that can be known before rows are read; else raises UserError."""
     shards, columns = corpus.check(tasks.reads(), tasks.split.column, tasks.optional)
     split = tasks.split
     stated = split.column or any(getattr(split, s) is not None for s in SPLITS) or any(s.split for s in shards)
-    if not stated:
+    if not (stated or whole):
         raise UserError(
             "tasks.split: nothing says which rows train and which test; name a column "
             "(split: {column: split, train: train, test: test}), numbers of classes (split: {train: 30, test: 10}), or one file a split"

@@ -17,7 +17,7 @@ from raymeta.errors import UserError
 from raymeta.splits import assigned
 from raymeta.tasks import Split
 
-VERSION = 2
+VERSION = 4
 """Of what a prepared corpus looks like on disk."""
 _NAMED_FAULTS = 100_000
 """Bad rows that quarantine.jsonl names; the rest are counted."""
@@ -105,6 +105,8 @@ def sort(
     at = np.concatenate([[0], np.cumsum(count)])
     starts = held_start[order]
     split_of, held = _ranges(of_posting, starts, count), _ranges(held, starts, count)
+    np.save(building / "side.npy", side)
+    np.save(building / "task.npy", task.astype(np.int32))
     np.save(building / "held_start.npy", at.astype(np.int64))
     np.save(building / "held_class.npy", held)
     np.save(building / "held_count.npy", _ranges(counts, starts, count))

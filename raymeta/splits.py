@@ -19,7 +19,10 @@ def assigned(
     task: Ints,
     origin: Ints,
 ) -> npt.NDArray[np.int8]:
-    """The split of each row: 0 train, 1 validation, 2 test, -1 none (so too where its classes belong to different ones)."""
+    """The split of each row: 0 train, 1 validation, 2 test, -1 none (so too where its classes belong to different ones).
+
+    Where nothing says which rows are for what, all are for training.
+    """
     side = np.full(len(task), -1, dtype=np.int8)
     if split.column:
         place = {v: i for i, v in enumerate(origins)}
@@ -36,7 +39,7 @@ def assigned(
         if name in origins:
             side[origin == origins.index(name)] = i
     if all(getattr(split, name) is None for name in SPLITS):
-        return side
+        return side if filed else np.zeros_like(side)
     free = side == 0 if filed else np.ones(len(side), dtype=bool)  # the rows to be shared out
     if split.of == "task":
         side_of = _shares(split, seed, tasks, np.unique(task[free]), filed)

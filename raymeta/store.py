@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raymeta.episodes import Ints, Pool
+from raymeta.episodes import SPLITS, Ints, Pool
 from raymeta.errors import UserError
 
 FILE_ROWS = 1 << 16
@@ -62,6 +62,38 @@ class Prepared:
         )
         return found
 
+    def rows(self, split: str, task: str | None = None) -> Ints:
+        """Positions of the rows of a split (those of one task), in order."""
+        mine = self._mapped("side") == SPLITS.index(split)
+        if task is not None:
+            mine &= self._mapped("task") == self.tasks.index(task)
+        return np.flatnonzero(mine)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of all tasks."""
+        return self._names("tasks")
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of all classes."""
+        return self._names("classes")
+
+    def held(self, rows: Ints) -> tuple[Ints, Ints]:
+        """The classes (by their places in `classes`) that rows hold: which of `rows`, and which class, pair by pair."""
+        start = self._mapped("held_start")
+        count = start[rows + 1] - start[rows]
+        ends = np.cumsum(count)
+        inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - count, count)
+        return np.repeat(np.arange(len(rows)), count), self._mapped("held_class")[
+            np.repeat(start[rows], count) + inside
+        ]
+
+    @lru_cache  # noqa: B019 - as below
+    def _mapped(self, name: str) -> Ints:
+        found: Ints = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return found
+
     def pool(self, split: str) -> Pool:
         """What episodes of `split` are drawn from; raises UserError where the split has no rows."""
         if split not in self.summary["splits"]:
@@ -74,7 +106,7 @@ class Prepared:
             n: np.load(self.folder / f"{split}.{n}.npy", mmap_mode="r")
             for n in ("cell_class", "cell_task", "cell_start", "postings")
         }
-        held = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in ("held_start", "held_class", "held_count")}
+        held = {n: self._mapped(n) for n in ("held_start", "held_class", "held_count")}
         return Pool(split, self._names("classes"), self._names("tasks"), **arrays, **held)
 
 

@@ -13,6 +13,7 @@ from raymeta.heads import Head
 from raymeta.parts import held_out, left_out, prepared, training
 from raymeta.space import spaces
 from raymeta.stages.evaluate import loaded, measured
+from raymeta.stages.finetune import targets
 from raymeta.stream import Mixture
 from raymeta.tasks import Tasks
 from raymeta.workers import Workers
@@ -40,6 +41,8 @@ def check(run: Run) -> None:
             source.check()
     for line in dict.fromkeys(line for split, there in looked[1:] for line in left_out(parts, there, split)):
         print(line)
+    if run.finetune:
+        targets(run)
     for source in sources:
         episode = source.episode(0)
         of = f" of {parts[source.part].name}" if len(parts) > 1 else ""
@@ -52,6 +55,7 @@ def check(run: Run) -> None:
 def changed_settings(run: Run) -> Iterator[str]:
     """Says so where an earlier run of this name had other settings, and which."""
     if run.folder.exists():
+        yield from _changed_finetuning(run)
         return
     earlier = [p for p in run.root.glob(f"{run.name}-????????") if (p / "run.yaml").is_file()]
     if not earlier:
@@ -66,6 +70,20 @@ def changed_settings(run: Run) -> Iterator[str]:
     ]
     changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys[:5])
     yield f"settings differ from {newest} ({changes}{', ...' if len(keys) > 5 else ''}); starting anew in {run.folder}"
+
+
+def _changed_finetuning(run: Run) -> Iterator[str]:
+    """Says so where the run's fine-tuning was done with other settings, and which."""
+    earlier = sorted(run.folder.glob("finetune-????????/run.yaml"), key=lambda p: p.stat().st_mtime)
+    if run.finetune is None or not earlier:
+        return
+    sections = [_flat({**yaml12.read(path)["finetune"], "seeds": None, "compare": None}) for path in earlier]
+    now = _flat({**yaml12.parse(run.yaml())["finetune"], "seeds": None, "compare": None})
+    if now not in sections:
+        before = sections[-1]
+        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        changes = ", ".join(f"finetune.{k}: {before.get(k)} -> {now.get(k)}" for k in keys[:5])
+        yield f"settings differ from {earlier[-1].parent} ({changes}{', ...' if len(keys) > 5 else ''}); fine-tuning anew"
 
 
 def _flat(values: Any, above: str = "") -> dict[str, Any]:

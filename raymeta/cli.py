@@ -42,6 +42,23 @@ def metatrain(run: RunName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def finetune(
+    run: RunName,
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="a checkpoint folder; absent: as finetune.start says")
+    ] = None,
+) -> None:
+    """Train on a target task with fixed labels, and measure it, going on from the newest checkpoint."""
+    from raymeta import checkpoint
+    from raymeta.stages.finetune import finetune as stage
+
+    trained = checkpoint.load(Path(start).expanduser()) if start else None
+    for result in stage(_load(run, overrides), trained):
+        print(f"\n{result.text()}\nwritten to {result.folder}; model: {result.checkpoint.folder}")
+
+
+@app.command()
 def evaluate(
     run: RunName,
     overrides: Overrides = None,

@@ -23,6 +23,7 @@ from raymeta.algorithms import Algorithm
 from raymeta.cluster import Profile, profile_values
 from raymeta.component import Section
 from raymeta.errors import UserError, did_you_mean, expanded, told
+from raymeta.finetuning import Finetune
 from raymeta.model import Backbone
 from raymeta.outer import Outer
 from raymeta.parts import Corpora, Entry, Part, parts_of
@@ -103,6 +104,8 @@ class Run(Section):
     """How the model is first trained on plain text; absent: it is not."""
     outer: Outer = Outer()
     """How meta-parameters move."""
+    finetune: Finetune | None = None
+    """How the meta-trained model is trained on one task with fixed labels; absent: it is not."""
     validation: Validation = Validation()
     """What training is judged by on its way."""
     evaluate: Evaluate = Evaluate()

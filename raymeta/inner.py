@@ -370,10 +370,14 @@ class Inner:
         features, seen, tape = self._features(fast, support=True, phase=fast.steps)
         return self._losses(fast.head, features, fast.shared, self._support_items), seen, tape
 
+    def query_features(self, fast: Fast) -> Tensor:
+        """Features of the query items, [task, item, hidden]."""
+        features, _, self.query_tape = self._features(fast, support=False, phase=-1)
+        return features
+
     def query_logits(self, fast: Fast) -> Tensor:
         """Scores of the query items, [task, item, output]."""
-        features, _, self.query_tape = self._features(fast, support=False, phase=-1)
-        return self._logits(fast.head, features, fast.shared)
+        return self._logits(fast.head, self.query_features(fast), fast.shared)
 
     def query_losses(self, logits: Tensor) -> Tensor:
         """Mean loss over each task's query items given their scores, [task]."""

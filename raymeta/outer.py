@@ -1,6 +1,7 @@
 """The outer loop's optimizer: one flat vector of parameters, one of gradients, AdamW, a schedule and clipping."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,11 +70,17 @@ class OuterStep:
 class OuterLoop:
     """Meta-parameters with their gradients and optimizer state, each one flat vector; `params` are views by name."""
 
-    def __init__(self, settings: Outer, params: Params, embedding: str, parts: int = 1) -> None:
-        """parts: of how many corpora the metric of tasks is told apart."""
+    def __init__(
+        self, settings: Outer, params: Params, embedding: str, parts: int = 1, head_lr: float | None = None
+    ) -> None:
+        """parts: of how many corpora the metric of tasks is told apart; head_lr: the head's peak learning rate, if not `lr`."""
         self.settings, self.embedding = settings, embedding
-        order = list(params)
-        names = sorted(params, key=lambda n: (_group(n, params[n]), order.index(n)))
+        apart = head_lr is not None
+
+        def group_of(name: str) -> int:
+            return _group(name, params[name], apart)
+
+        names = sorted(params, key=group_of)
         sizes = [params[n].numel() for n in names]
         some = params[names[0]]
         self.flat = torch.empty(sum(sizes), dtype=some.dtype, device=some.device)
@@ -86,15 +93,16 @@ class OuterLoop:
         self._parts = []
         groups = []
         start = 0
-        for group, (decay, share) in enumerate(
-            ((settings.weight_decay, 1.0), (0.0, 1.0), (0.0, settings.rates_lr / settings.lr))
-        ):
-            size = sum(params[n].numel() for n in names if _group(n, params[n]) == group)
+        shares = (1.0, 1.0, settings.rates_lr / settings.lr, (head_lr or settings.lr) / settings.lr)
+        for group, share in enumerate(shares):
+            size = sum(params[n].numel() for n in names if group_of(n) == group)
             if size:
                 part = self.flat[start : start + size]
                 part.grad = self.grad[start : start + size]
                 self._parts.append(part)
-                groups.append({"params": [part], "weight_decay": decay, "share": share})
+                groups.append(
+                    {"params": [part], "weight_decay": 0.0 if group else settings.weight_decay, "share": share}
+                )
                 start += size
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.lr, betas=(0.9, settings.beta2), eps=settings.eps, foreach=False
@@ -115,15 +123,30 @@ class OuterLoop:
         found_all = torch.stack([found.losses.sum(), *(g.sum() for g in found.grads.values())])
         if not bool(found_all.isfinite().all()):
             return False
-        for name, grad in found.grads.items():
+        self.accumulate(found.grads, found.rows, len(found.losses), float(found.losses.sum()), metric, part)
+        return True
+
+    def accumulate(
+        self, grads: Params, rows: Tensor, weight: float, loss: float, metric: float = 0.0, part: int = 0
+    ) -> None:
+        """Adds gradients, loss and metric that are sums over `weight` tasks or items; rows: whose embedding's gradient it is."""
+        for name, grad in grads.items():
             if name not in self._grads:
                 continue
             if name == self.embedding:
-                self._grads[name].index_add_(0, found.rows, grad)
+                self._grads[name].index_add_(0, rows, grad)
             else:
                 self._grads[name].add_(grad)
-        self._tail[part].add_(self._tail.new_tensor([len(found.losses), float(found.losses.sum()), metric]))
-        return True
+        self._tail[part].add_(self._tail.new_tensor([weight, loss, metric]))
+
+    def penalise(self, l2: float, names: Iterable[str]) -> float:
+        """Adds the gradient of l2 |theta|^2 over the named parameters, once for the mean of all that was added, on every worker
+        alike; gives the penalty."""
+        weight, squares = float(self._tail[:, 0].sum()), 0.0
+        for name in names:
+            self._grads[name].add_(self.params[name], alpha=2 * l2 * weight)
+            squares += float(self.params[name].square().sum())
+        return l2 * squares
 
     def update(self) -> "OuterStep":
         """Takes a step with the mean meta-gradient over the tasks that were added, and clears the sums.
@@ -169,8 +192,10 @@ class OuterLoop:
             }
 
 
-def _group(name: str, tensor: Tensor) -> int:
-    """Optimizer group: 0 matrices, 1 norms, biases and heads, 2 learned rates."""
+def _group(name: str, tensor: Tensor, head_apart: bool) -> int:
+    """Optimizer group: 0 matrices, 1 norms, biases and heads, 2 learned rates, 3 heads that have a rate of their own."""
     if name.startswith("rates"):
         return 2
+    if head_apart and name.startswith("head."):
+        return 3
     return 1 if tensor.dim() < 2 or name.startswith("head.") else 0

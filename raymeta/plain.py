@@ -33,13 +33,25 @@ def whole(inner: Inner, fast: Fast, params: Params) -> Params:
 
 
 def bound(
-    network: Network, tasks: TaskLoss, params: Params, asked: Examples, classes: Sequence[str], shown: Examples
+    network: Network,
+    tasks: TaskLoss,
+    params: Params,
+    asked: Examples,
+    classes: Sequence[str],
+    shown: Examples,
+    dropout: tuple[int, int] | None = None,
+    learn: bool = False,
 ) -> tuple[Inner, Fast]:
     """The texts `asked` bound to the network, and the state with the whole parameters `params` (`head.weight` and `head.bias`
-    among them); `shown` is any text or several, for the place of a support set."""
-    inner = Inner(network, tasks, [Episode(0, "asked", tuple(classes), shown, asked)], twice=False)
-    head = {n: params[f"head.{n}"].unsqueeze(0) for n in ("weight", "bias")}
-    return inner, Fast({}, {}, head, inner.opened(params, learn=False))
+    among them); `shown` is any text or several, for the place of a support set.
+
+    dropout: what its masks are drawn from, a seed and a number; None: no dropout. learn: whether those of `Fast.shared` that the
+    outer loop trains, and the head, require a gradient.
+    """
+    seed, number = dropout or (None, 0)
+    inner = Inner(network, tasks, [Episode(number, "asked", tuple(classes), shown, asked)], seed, twice=False)
+    local = inner.opened(params, learn)
+    return inner, Fast({}, {}, {n: local[f"head.{n}"].unsqueeze(0) for n in ("weight", "bias")}, local)
 
 
 @torch.no_grad()

@@ -14,11 +14,13 @@ from typing import Any, Self
 class Track:
     """Appends rows to metrics.jsonl; numbers carry their unit in their name."""
 
-    def __init__(self, path: Path, step: int = 0) -> None:
-        """Goes on after `step`: rows of later steps, and a half-written one, are dropped."""
+    def __init__(self, path: Path, step: int = 0, of: dict[str, Any] | None = None) -> None:
+        """Goes on after `step`: rows of later steps, and a half-written one, are dropped. of: what the rows that are meant
+        hold, where the file has others, too."""
         self.path = path
         if path.exists():
-            kept = [line for line in rows(path) if line["step"] <= step]
+            others = (of or {}).items()
+            kept = [row for row in rows(path) if row["step"] <= step or any(row.get(k) != v for k, v in others)]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             temporary.replace(path)

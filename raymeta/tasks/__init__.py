@@ -6,6 +6,7 @@ rows, draws episodes, picks from the encoder's token states the features that a 
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from math import nan
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from raymeta.component import Component, Section
 from raymeta.episodes import SPLITS, Drawn, Episode, Examples, Ints, Pool, generator
 from raymeta.errors import UserError
 from raymeta.inner import Picks
+from raymeta.supervised import Interval, Report
 
 
 def _range(value: Any) -> Any:
@@ -198,9 +200,18 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
         """Mean cross-entropy over each task's items, [task]; logits [task, item, output], targets [task, item], -100: none."""
         return mean_cross_entropy(logits, targets, None)
 
+    def measure(self, targets: Tensor) -> Tensor:
+        """What `losses` divides the sum over each task's items by, [task]: a batch's loss is the mean of its parts' so weighted."""
+        return (targets >= 0).sum(1)
+
     @abstractmethod
     def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
         """The metrics of one episode's query answers, by name."""
+
+    def report(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> Report:
+        """What a supervised evaluation says of answers to a task with fixed labels."""
+        found = self.score(logits, examples, classes)
+        return Report(len(examples), {name: Interval(value, nan, nan) for name, value in found.items()}, {})
 
     @abstractmethod
     def show(self, episode: Episode, tokenizer: Any) -> str:
@@ -238,9 +249,13 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None) -
     each = F.cross_entropy(
         logits.reshape(-1, outputs), targets.reshape(-1), weight, ignore_index=-100, reduction="none"
     )
+    return each.view(tasks, items).sum(1) / total_weight(targets, weight)
+
+
+def total_weight(targets: Tensor, weight: Tensor | None) -> Tensor:
+    """The weights [output] of each task's items, summed, [task]; where there are none, how many items it has."""
     there = targets >= 0
-    share = there.to(logits.dtype) if weight is None else weight[targets.clamp(min=0)] * there
-    return each.view(tasks, items).sum(1) / share.sum(1)
+    return there.sum(1) if weight is None else (weight[targets.clamp(min=0)] * there).sum(1)
 
 
 class Choices:

@@ -9,6 +9,7 @@ from torch import Tensor
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.inner import Picks
 from raymeta.metrics import classification_scores
+from raymeta.supervised import Report, classification_report
 from raymeta.tasks import Tasks, Texts, seen, text_picks
 
 
@@ -64,6 +65,9 @@ class Classification(Tasks):
 
     def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
         return classification_scores(logits.argmax(-1).tolist(), self.targets(examples).tolist(), len(classes))
+
+    def report(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> Report:
+        return classification_report(logits.argmax(-1).tolist(), self.targets(examples).tolist(), classes)
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
         lines = []

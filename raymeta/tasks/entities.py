@@ -12,7 +12,8 @@ from torch import Tensor
 from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.inner import Picks
 from raymeta.metrics import entity_scores, well_formed
-from raymeta.tasks import Tasks, Texts, _spans, mean_cross_entropy
+from raymeta.supervised import Report, entity_report
+from raymeta.tasks import Tasks, Texts, _spans, mean_cross_entropy, total_weight
 from raymeta.tasks._words import pieces, specials
 
 _TRIES = 2000
@@ -154,11 +155,18 @@ class Entities(Tasks):
         return tags if self.labels == "bio" else (tags + 1) // 2
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return mean_cross_entropy(logits, targets, self._weight(logits.new_ones(logits.shape[-1])))
+
+    def measure(self, targets: Tensor) -> Tensor:
+        ones = torch.ones(max(int(targets.max()), 0) + 1, dtype=torch.float64, device=targets.device)
+        return total_weight(targets, self._weight(ones))
+
+    def _weight(self, ones: Tensor) -> Tensor | None:
+        """The weight of each output, in place of `ones`; None where all weigh alike."""
         if self.outside_weight == 1.0:
-            return super().losses(logits, targets)
-        weight = torch.ones(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-        weight[0] = self.outside_weight
-        return mean_cross_entropy(logits, targets, weight)
+            return None
+        ones[0] = self.outside_weight
+        return ones
 
     def predicted_tags(self, logits: Tensor, examples: Examples) -> list[list[int]]:
         """Each text's predicted tag codes: 0 outside, 2i+1 and 2i+2 the first and later words of type i."""
@@ -173,8 +181,14 @@ class Entities(Tasks):
         return tags
 
     def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
-        gold = torch.split(examples.extra["tags"], examples.extra["words"].tolist())
-        return entity_scores(self.predicted_tags(logits, examples), [g.tolist() for g in gold], len(classes))
+        return entity_scores(self.predicted_tags(logits, examples), self._gold_tags(examples), len(classes))
+
+    def report(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> Report:
+        return entity_report(self.predicted_tags(logits, examples), self._gold_tags(examples), classes)
+
+    @staticmethod
+    def _gold_tags(examples: Examples) -> list[list[int]]:
+        return [g.tolist() for g in torch.split(examples.extra["tags"], examples.extra["words"].tolist())]
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
         lines = []

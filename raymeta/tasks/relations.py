@@ -14,6 +14,7 @@ from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
 from raymeta.errors import UserError
 from raymeta.inner import Picks
 from raymeta.metrics import classification_scores, found_scores
+from raymeta.supervised import Report, classification_report
 from raymeta.tasks import Choices, Tasks, Texts, seen, text_picks
 from raymeta.tasks._words import pieces, specials
 
@@ -173,6 +174,11 @@ class Relations(Tasks):
         if self.nota_rate > 0:
             scores |= found_scores([a == 0 for a in answers], [g == 0 for g in gold], "nota")
         return scores
+
+    def report(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> Report:
+        return classification_report(
+            logits.argmax(-1).tolist(), self.targets(examples).tolist(), self.output_names(classes)
+        )
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
         names = self.output_names(episode.classes)

@@ -110,6 +110,26 @@ def test_words_are_masked_in_every_case_and_with_all_their_pieces(tokenizer):
     assert int((examples.ids == tokenizer.mask_token_id).sum()) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a b", None),
+        (["a", "b"], None),
+        (7, "text is int '7', not a string or a list of words"),
+        (["a", 7], "text is list"),
+        (None, "text is missing"),
+        (" ", "text is empty"),
+        ([], "text is empty"),
+    ],
+)
+def test_a_text_is_a_string_or_a_list_of_words(text, says, tokenizer):
+    fault = Smlmt().fault({"text": text})
+    assert fault is None if says is None else str(fault).startswith(says)
+    if says is None:
+        encoded = Smlmt(words={"min_length": 1}).encode([{"text": text}], tokenizer, 64)
+        assert encoded[0]["classes"] == ["a", "b"]
+
+
 def test_a_word_that_is_cut_or_unknown_is_no_class(tokenizer):
     text = "some unbelievably"
     whole = tokenizer(text)["input_ids"]

@@ -44,7 +44,7 @@ class Words(Section):
 class Smlmt(Tasks):
     """Subset masked language modelling tasks (Bansal et al. 2020, section 3.1, https://arxiv.org/abs/2009.08445).
 
-    Reads the role `text` alone, and `task` where there is one: no label is needed. N words are drawn, and of each K support
+    Reads the role `text` alone (a string, or a list of words), and `task` where there is one: no label is needed. N words are drawn, and of each K support
     and Q query texts that hold it and none of the other N - 1. Every occurrence of the word becomes one mask token, whatever
     its pieces and its case, so that the number of pieces tells nothing; which word it was is what is to be told. Of equal
     texts one is used. `split` with `of: class` shares out words, so that those of validation are never a class in training;
@@ -78,12 +78,13 @@ class Smlmt(Tasks):
 
     def fault(self, row: dict[str, Any]) -> str | None:
         text = row["text"]
-        if not isinstance(text, str):
-            return f"text is {seen(text)}, not a string"
-        return "text is empty" if not text.strip() else None
+        words = isinstance(text, (list, tuple, np.ndarray)) and all(isinstance(word, str) for word in text)
+        if not isinstance(text, str) and not words:
+            return f"text is {seen(text)}, not a string or a list of words"
+        return "text is empty" if not _whole(text).strip() else None
 
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-        texts = [row["text"] for row in rows]
+        texts = [_whole(row["text"]) for row in rows]
         found = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
         named: dict[tuple[int, ...], str] = {}
         encoded = []
@@ -190,6 +191,10 @@ class Smlmt(Tasks):
                 text = tokenizer.decode(examples.ids[end - int(examples.lengths[i]) : end])
                 lines.append(f"  {episode.classes[label]:<24} {text}")
         return "\n".join(lines)
+
+
+def _whole(text: str | Sequence[str]) -> str:
+    return text if isinstance(text, str) else " ".join(text)
 
 
 def _masked(ids: Ints, first: Ints, pieces: Ints, mask: int) -> tuple[Ints, Ints]:

@@ -16,7 +16,7 @@ quickstart: .venv/installed
 	$(BIN)/raymeta run quickstart
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow

@@ -63,3 +63,10 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder:
     run = Run.load(str(run_file(tmp_path_factory.mktemp("trained"), tiny_tokenizer_folder)), *short)
     run_all(run)
     return run.folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes test (pytest -n), one takes a file whole, and one all files that share the Ray cluster."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("ray" if folder.name == "end_to_end" else item.path.stem))

@@ -139,6 +139,69 @@ def tune(
         sys.exit(1)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    run: RunName,
+    cluster: Annotated[list[str], typer.Option(help="the profile of the cluster; with --verb tune, several may be compared")],
+    verb: Annotated[str, typer.Option(help="what the job does: run, pretrain, metatrain, finetune, evaluate or tune")] = "run",
+    name: Annotated[str | None, typer.Option(help="the job's id; absent: the cluster gives one")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="do not wait for the job, nor show its log")] = False,
+    stop_on_interrupt: Annotated[bool, typer.Option("--stop-on-interrupt", help="Ctrl-C stops the job, and not only the log")] = False,
+) -> None:  # fmt: skip
+    """Run a verb on a cluster as a Ray job; options and KEY=VALUE that follow are the verb's."""
+    from raymeta import submit as jobs
+
+    verbs = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands} - {
+        "submit",
+        "jobs",
+        "ls",
+        "check",
+        "serve",
+    }
+    if verb not in verbs:
+        raise UserError(
+            f"verb: {verb!r} is not one for a job{did_you_mean(verb, verbs)} (verbs: {', '.join(sorted(verbs))})"
+        )
+    there, job = jobs.submit(verb, run, cluster, context.args, Path.cwd(), name)
+    print(f"job {job}", flush=True)
+    if detach:
+        return
+    try:
+        sys.exit(jobs.follow(there, job))
+    except KeyboardInterrupt:
+        if stop_on_interrupt:
+            jobs.stop(there, job)
+            print(f"job {job} is stopped", file=sys.stderr)
+        else:
+            at = f"raymeta jobs {job} --cluster {cluster[0]}"
+            print(f"job {job} goes on; `{at} --follow` shows its log, `{at} --stop` stops it", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def jobs(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="a job's id; absent: list all")] = None,
+    cluster: Annotated[str, typer.Option(help="the profile of the cluster")] = "local",
+    follow: Annotated[bool, typer.Option("--follow", help="show the job's log until it ends; its exit status is the job's")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="stop the job, and wait until it has ended")] = False,
+) -> None:  # fmt: skip
+    """List a cluster's jobs, or show, follow or stop one."""
+    from raymeta import submit as jobs
+
+    there = jobs.client(jobs.profile_of(cluster))
+    if job is None:
+        for line in jobs.listed(there):
+            print(line)
+        return
+    info = jobs.found(there, job)
+    if stop:
+        jobs.stop(there, job)
+    elif follow:
+        sys.exit(jobs.follow(there, job))
+    print(f"{job}  {jobs.found(there, job).status.value}  {info.entrypoint}")
+
+
 @app.command()
 def check(run: RunName, overrides: Overrides = None) -> None:
     """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raymeta import nodes, yaml12
 from raymeta.component import Section
@@ -53,6 +53,31 @@ class Profile(Section):
     """Whether machines are added when they are asked for: then workers are waited for, where else they must have room."""
     storage: str | None = None
     """The folder for results of runs that name none: on several machines, one that all of them see."""
+    dashboard: str | None = None
+    """Where `raymeta submit` sends jobs: the address of the cluster's dashboard; $RAY_API_SERVER_ADDRESS goes before it."""
+    runtime: Literal["there", "pip"] = "there"
+    """Where a job's packages come from: they are on the cluster, or those that raymeta needs are installed for the job, at the
+    versions of the machine that submits it."""
+    image: str | None = None
+    """A container image for jobs, with raymeta in it: Ray then takes no working directory along."""
+    secrets: tuple[str, ...] = ()
+    """Names of environment variables that jobs are given from the environment of who submits; no file holds their values."""
+
+    @model_validator(mode="after")
+    def _image_or_packages(self) -> Self:
+        if self.image and self.runtime == "pip":
+            raise ValueError(
+                "image: Ray takes either an image or packages to install; leave one of image and runtime: pip out"
+            )
+        return self
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """The profile with these settings; raises UserError that names every setting that is wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError("\n".join(f"cluster.{line}" for line in told(error))) from error
 
     @field_validator("workers")
     @classmethod
@@ -322,7 +347,4 @@ def _on_worker(config: dict[str, Any]) -> None:
 def explained() -> Iterator[tuple[str, str]]:
     """Each profile's name and what it says of itself."""
     for name, path in profiles().items():
-        try:
-            yield name, Profile.model_validate(yaml12.read(path, "cluster")).explain()
-        except ValidationError as error:
-            raise UserError("\n".join(f"cluster {path}: {line}" for line in told(error))) from error
+        yield name, Profile.of(yaml12.read(path, "cluster")).explain()

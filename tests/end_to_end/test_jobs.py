@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.end_to_end.commands import ROOT, end
+from tests.end_to_end.commands import ROOT, end, ended
 
 pytestmark = pytest.mark.slow
 
@@ -105,3 +107,111 @@ def test_a_job_that_fails_says_why_and_has_another_exit_status(head: dict[str, s
     assert "raymeta: " in log
     assert "did you mean 'maml'?" in log
     assert "exit code 2" in log
+
+
+# raymeta submit, which sends the run's folder itself
+
+
+INTENTS = [
+    "name=job", "corpus={kind: quickstart, part: intents}",
+    "tasks={kind: classification, ways: 3, shots: 2, queries: 5, split: {of: class, train: 18, validation: 8, test: 10}}",
+    "outer={steps: 10, tasks_per_step: 4, lr: 1e-3}", "validation={every: 5, episodes: 10}", "evaluate={episodes: 10}",
+]  # fmt: skip
+
+
+@pytest.fixture
+def project(tiny_tokenizer_folder: str, tmp_path: Path) -> Path:
+    """A user's own folder, without raymeta: a tiny run, and a cluster that stores results beside it."""
+    here = tmp_path / "project"
+    here.mkdir()
+    run = {"model": {"name": tiny_tokenizer_folder}, "corpus": "quickstart", "tasks": {"kind": "entities", "split": {"of": "task", "test": 3}}}  # fmt: skip
+    (here / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    cluster = {"description": "a head on this machine", "workers": 1, "storage": str(tmp_path / "results")}
+    (here / "head.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    return here
+
+
+def raymeta(environment: dict[str, str], project: Path, *words: str) -> subprocess.Popen[str]:
+    """`raymeta ...` in the user's folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raymeta", *words], cwd=project, env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_submit_sends_a_folder_without_raymeta_follows_the_log_and_returns_the_exit_status(
+    head: dict[str, str], project: Path, tmp_path: Path
+) -> None:
+    done = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "one", *INTENTS))
+    assert done[0] == 0, done[1]
+    assert done[1].startswith("job one\n")
+    assert "meta-trained" in done[1]
+    assert "Traceback" not in done[1]
+    assert len(list((tmp_path / "results").glob("job-*/evaluation.json"))) == 1
+
+    listed = ended(raymeta(head, project, "jobs", "--cluster", "head.yaml"))
+    assert re.search(r"^one +SUCCEEDED .*python -m raymeta run run.yaml cluster=head.yaml", listed[1], re.MULTILINE), (
+        listed[1]
+    )
+    again = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "one", *INTENTS))
+    assert again[0] == 2
+    assert again[1].splitlines()[-1].startswith("raymeta: the cluster did not take the job: ")
+
+
+def test_submit_of_a_sweep_runs_it_to_its_end(head: dict[str, str], project: Path, tmp_path: Path) -> None:
+    words = ("--verb", "tune", "--space", "inner-loop", "--trials", "2", "--max-concurrent", "2", *INTENTS)
+    status, log = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", *words))
+    assert status == 0, log
+    assert "best: metatrain.validation.accuracy" in log
+    assert len(list((tmp_path / "results" / "sweeps").glob("*/best.yaml"))) == 1
+
+
+def test_a_job_whose_run_fails_gives_its_exit_status_and_says_why(head: dict[str, str], project: Path) -> None:
+    # it cannot be known before: the words of a corpus come up short on the cluster
+    words = [*INTENTS, "tasks.ways=12"]
+    status, log = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", *words))
+    assert status == 2, log
+    assert "raymeta: tasks.ways" in log
+
+
+def test_a_job_is_stopped_by_interrupting_the_submission_or_by_its_id_while_another_goes_on(
+    head: dict[str, str], project: Path, tmp_path: Path
+) -> None:
+    long = [*INTENTS, "outer.steps=100000", "validation.every=0"]
+    first = raymeta(
+        head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "first", "--stop-on-interrupt", *long
+    )
+    second = raymeta(
+        head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "second", *long, "name=other"
+    )
+    for name in ("job", "other"):
+        wait_for_one(tmp_path / "results", f"{name}-*/checkpoints/step_*/state.json", first)
+    first.send_signal(signal.SIGINT)
+    status, said = ended(first)
+    assert status == 130, said
+    assert "job first is stopped" in said
+    listed = ended(raymeta(head, project, "jobs", "--cluster", "head.yaml"))[1]
+    assert re.search(r"^first +STOPPED", listed, re.MULTILINE), listed
+    assert re.search(r"^second +RUNNING", listed, re.MULTILINE), listed
+
+    second.send_signal(signal.SIGINT)
+    status, said = ended(second)
+    assert status == 130, said
+    assert "job second goes on; `raymeta jobs second --cluster head.yaml --follow` shows its log" in said
+    status, said = ended(raymeta(head, project, "jobs", "second", "--cluster", "head.yaml", "--stop"))
+    assert status == 0, said
+    assert "second  STOPPED" in said
+    log = ended(raymeta(head, project, "jobs", "second", "--cluster", "head.yaml", "--follow"))
+    assert log[0] == 143
+    assert "stopped; the same command goes on from the newest checkpoint" in log[1]
+    status, said = ended(raymeta(head, project, "jobs", "third", "--cluster", "head.yaml", "--stop"))
+    assert status == 2
+    assert "no job 'third' (jobs: " in said
+
+
+def wait_for_one(folder: Path, pattern: str, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
+    stop = time.monotonic() + timeout_s
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, ended(process)[1]
+        assert time.monotonic() < stop, f"no {pattern} after {timeout_s} s"
+        time.sleep(0.2)

@@ -1,6 +1,7 @@
 """Looking before running: a run's sizes and a sample episode, what there is to choose from, what changed."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from raymeta import yaml12
@@ -14,6 +15,7 @@ from raymeta.parts import held_out, left_out, prepared, training
 from raymeta.space import spaces
 from raymeta.stages.evaluate import loaded, measured
 from raymeta.stages.finetune import targets
+from raymeta.stages.pretrain import looked_at
 from raymeta.stream import Mixture
 from raymeta.tasks import Tasks
 from raymeta.workers import Workers
@@ -22,6 +24,13 @@ from raymeta.workers import Workers
 def check(run: Run) -> None:
     """Prints the run with its defaults, its sizes and a sample episode; raises UserError for whatever would stop it."""
     print(run.yaml())
+    with looked_at(run) as started:
+        _look(started)
+    print(f"\nthe run's folder is {run.folder}")
+
+
+def _look(run: Run) -> None:
+    """Prints the sizes of a run whose backbone is there, and a sample episode."""
     parts = run.parts
     folders = prepared(parts, run.backbone, run.seed, run.root / "prepared", on_ray=False)
     network = loaded(run, Workers())
@@ -49,16 +58,23 @@ def check(run: Run) -> None:
         for remark in run.algorithm.remarks(network, source.tasks, episode, params | run.algorithm.init(network)):
             print(f"{parts[source.part].name}: {remark}" if of else remark)
         print(f"\nepisode 0 of the train split{of}:\n{source.tasks.show(episode, run.backbone.tokenizer())}")
-    print(f"\nthe run's folder is {run.folder}")
 
 
 def changed_settings(run: Run) -> Iterator[str]:
-    """Says so where an earlier run of this name had other settings, and which."""
+    """Says so where an earlier run of this name, or its pre-training, had other settings, and which."""
+    if run.pretrain:
+        own = ("corpus", "tasks") if "own" in run.pretrain.corpus else ()
+        matters = ("seed", "model.name", "model.trust_remote_code", "pretrain", *own)
+        yield from _changed(run, run.pretrained, "pre-training anew in", matters)
+    yield from _changed(run, run.folder, "starting anew in")
     if run.folder.exists():
         yield from _changed_finetuning(run)
-        return
-    earlier = [p for p in run.root.glob(f"{run.name}-????????") if (p / "run.yaml").is_file()]
-    if not earlier:
+
+
+def _changed(run: Run, folder: Path, anew: str, matters: tuple[str, ...] = ()) -> Iterator[str]:
+    """matters: what settings a difference of which counts begin with; none: all that change a run."""
+    earlier = [p for p in folder.parent.glob(f"{run.name}-????????") if (p / "run.yaml").is_file()]
+    if folder.exists() or not earlier:
         return
     newest = max(earlier, key=lambda p: (p / "run.yaml").stat().st_mtime)
     before = _flat(yaml12.read(newest / "run.yaml"))
@@ -66,10 +82,11 @@ def changed_settings(run: Run) -> Iterator[str]:
     keys = [
         k
         for k in {**before, **now}
-        if before.get(k) != now.get(k) and k.split(".")[0] not in ("cluster", "storage", "description")
+        if before.get(k) != now.get(k)
+        and (k.startswith(matters) if matters else k.split(".")[0] not in ("cluster", "storage", "description"))
     ]
     changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys[:5])
-    yield f"settings differ from {newest} ({changes}{', ...' if len(keys) > 5 else ''}); starting anew in {run.folder}"
+    yield f"settings differ from {newest} ({changes}{', ...' if len(keys) > 5 else ''}); {anew} {folder}"
 
 
 def _changed_finetuning(run: Run) -> Iterator[str]:
@@ -117,8 +134,6 @@ def _spaces() -> Iterator[tuple[str, str]]:
 
 
 def _runs() -> Iterator[tuple[str, str]]:
-    from pathlib import Path
-
     for path in sorted(Path("results").glob("*/run.yaml")):
         done = "evaluated" if (path.parent / "evaluation.json").is_file() else "not evaluated"
         steps = sorted(p.name for p in (path.parent / "checkpoints").glob("step_*"))

@@ -33,6 +33,17 @@ def run(run: RunName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def pretrain(run: RunName, overrides: Overrides = None) -> None:
+    """Train the model on plain text, going on from the newest checkpoint."""
+    from raymeta.stages.pretrain import pretrain as stage
+
+    loaded = _load(run, overrides)
+    if loaded.pretrain is None:
+        raise UserError(f"pretrain: {run} has no such section, so there is nothing to pre-train; add one")
+    print(stage(loaded).text())
+
+
+@app.command()
 def metatrain(run: RunName, overrides: Overrides = None) -> None:
     """Meta-train, going on from the newest checkpoint."""
     from raymeta.stages.metatrain import metatrain as stage

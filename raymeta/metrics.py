@@ -48,6 +48,19 @@ def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     return {name: estimate([e[name] for e in episodes if name in e]) for name in names}
 
 
+def estimate_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """A mean over items that come in groups, from each group's sum and number of items; the groups are independent.
+
+    The interval is that of a ratio estimate (Cochran 1977, section 2.11); of a single group it is infinite.
+    """
+    total, number = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    mean = float(total.sum() / number.sum())
+    if len(total) < 2:
+        return Estimate(mean, float("inf"))
+    deviation = sqrt(float(((total - mean * number) ** 2).sum()) / (len(total) - 1) / len(total)) / number.mean()
+    return Estimate(mean, float(1.96 * deviation))
+
+
 def mean_of(found: Sequence[Estimate]) -> Estimate:
     """The mean of independent estimates, each with the same say: its variance is the sum of theirs over n squared."""
     variance = sum(e.ci95**2 for e in found)

@@ -26,7 +26,7 @@ from raymeta.layers import History, Params, TaskLinear, Weights, swap
 from raymeta.layout import Layout, packed, padded
 from raymeta.lora import Lora, injected, is_adapter
 
-_DROPOUTS = (
+DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate",
     "resid_pdrop", "embd_pdrop", "attn_pdrop",
 )  # fmt: skip
@@ -103,7 +103,7 @@ class Backbone(Section):
         from transformers import AutoTokenizer
 
         path = self.path()
-        found = _loaded(
+        found = loaded(
             f"the tokenizer of {self.name!r}",
             lambda: AutoTokenizer.from_pretrained(path, use_fast=True, clean_up_tokenization_spaces=False),
         )
@@ -122,15 +122,15 @@ class Backbone(Section):
 
         path = self.path()
         extra = {"trust_remote_code": self.trust_remote_code}
-        config = _loaded(self.name, lambda: AutoConfig.from_pretrained(path, **extra))
-        for key in _DROPOUTS:
+        config = loaded(self.name, lambda: AutoConfig.from_pretrained(path, **extra))
+        for key in DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, self.dropout)
         keywords = {**extra, "config": config, "attn_implementation": "eager", "dtype": torch.float32}
         try:
-            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords))
+            module = loaded(self.name, lambda: AutoModel.from_pretrained(path, add_pooling_layer=False, **keywords))
         except TypeError:  # not every architecture has a pooler to leave out
-            module = _loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
+            module = loaded(self.name, lambda: AutoModel.from_pretrained(path, **keywords))
         if "decoder_input_ids" in inspect.signature(module.forward).parameters:
             module = module.get_encoder()
         if isinstance(self.adapt, Lora):
@@ -164,7 +164,7 @@ def _inside_package(place: str) -> str:
     return str(folder)
 
 
-def _loaded(what: str, load: Any) -> Any:
+def loaded(what: str, load: Any) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymeta.component import Section
 from raymeta.errors import UserError
@@ -147,6 +147,16 @@ class OuterLoop:
             self._grads[name].add_(self.params[name], alpha=2 * l2 * weight)
             squares += float(self.params[name].square().sum())
         return l2 * squares
+
+    def hold(self, module: nn.Module) -> None:
+        """Makes the module's parameters and gradients views of the flat ones: what `backward` adds is part of the step."""
+        for name, parameter in module.named_parameters():
+            if name in self.params:
+                parameter.data, parameter.grad = self.params[name], self._grads[name]
+
+    def counted(self, weight: int, loss: float) -> None:
+        """Says that the gradient added by `backward` is a sum over `weight` items of this loss, on this worker."""
+        self._tail[0].add_(self._tail.new_tensor([weight, loss, 0.0]))
 
     def update(self) -> "OuterStep":
         """Takes a step with the mean meta-gradient over the tasks that were added, and clears the sums.

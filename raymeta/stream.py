@@ -4,9 +4,9 @@ Step t of a run is made of the episodes t*T ... t*T + T - 1, whoever draws them;
 that resumes needs to know its step and nothing else, and one, two or eight workers walk the same path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,7 @@ def steps(
         for step in range(start, stop):
             yield [source.episode(n) for n in share(step * tasks_per_step, tasks_per_step, rank, workers)]
         return
-    each = len(share(0, tasks_per_step, rank, workers))
-    data = _dataset(source, start, stop, tasks_per_step, rank, workers)
-    for batch in data.iter_batches(batch_size=each, batch_format="pyarrow", prefetch_batches=4, drop_last=False):
+    for batch in numbered(partial(rows, source), start, stop, tasks_per_step, rank, workers):
         yield [Episode.from_row(row) for row in batch.to_pylist()]
 
 
@@ -134,22 +132,33 @@ def _columns(source: Source | Mixture) -> tuple[tuple[str, pa.DataType], ...]:
     return tuple({**columns, "classes": pa.list_(pa.string())}.items())
 
 
-def _dataset(source: Source | Mixture, start: int, stop: int, tasks_per_step: int, rank: int, workers: int) -> Any:
-    """This worker's episodes in order, as a Ray dataset whose blocks are drawn when they are due."""
+def numbered(
+    table: Callable[[list[int]], pa.Table],
+    start: int,
+    stop: int,
+    per_step: int,
+    rank: int,
+    workers: int,
+    row_bytes: int = 16_000,
+) -> Iterator[pa.Table]:
+    """For each step from `start` up to `stop`, the rows that `table` makes of this worker's share of its numbers.
+
+    They come through a Ray dataset, whose blocks another process makes when they are due. row_bytes: about how large a row is.
+    """
     import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
-    each = len(share(0, tasks_per_step, rank, workers))
+    each = len(share(0, per_step, rank, workers))
     block = max(1, _BLOCK_EPISODES // each)  # steps a block
     task = block * _TASK_BLOCKS  # steps a read task
 
     def blocks(first: int, last: int) -> Iterator[pa.Table]:
         for at in range(first, last, block):
             due = range(at, min(at + block, last))
-            yield rows(source, [n for step in due for n in share(step * tasks_per_step, tasks_per_step, rank, workers)])
+            yield table([n for step in due for n in share(step * per_step, per_step, rank, workers)])
 
-    class Episodes(Datasource):  # type: ignore[misc]
+    class Numbered(Datasource):  # type: ignore[misc]
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
@@ -159,15 +168,16 @@ def _dataset(source: Source | Mixture, start: int, stop: int, tasks_per_step: in
                 last = min(at + task, stop)
                 meta = BlockMetadata(
                     num_rows=(last - at) * each,
-                    size_bytes=(last - at) * each * 16_000,
+                    size_bytes=(last - at) * each * row_bytes,
                     input_files=None,
                     exec_stats=None,
                 )
                 tasks.append(ReadTask(lambda a=at, b=last: blocks(a, b), meta))
             return tasks
 
-    source_of_blocks = Episodes()
+    source_of_blocks = Numbered()
     calm_ray_data()
-    return ray.data.read_datasource(
+    data = ray.data.read_datasource(
         source_of_blocks, num_cpus=0, concurrency=1, override_num_blocks=len(source_of_blocks.get_read_tasks(1))
     )
+    yield from data.iter_batches(batch_size=each, batch_format="pyarrow", prefetch_batches=4, drop_last=False)

@@ -51,7 +51,7 @@ def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
     numbers = [
         f"{name.removeprefix('query_').replace('_', ' ')} {row[name]:.3f}" for name in row if name.startswith("query_")
     ]
-    left = "" if eta_s is None else f"  eta {_duration(eta_s)}"
+    left = "" if eta_s is None else f"  eta {duration(eta_s)}"
     return (
         f"step {row['step']}/{steps}  query "
         + "  ".join(numbers)
@@ -68,7 +68,8 @@ def validation_line(row: dict[str, Any], metric: str) -> str:
     return f"{said} ({''.join(parts)}{row['episodes']} episodes{' each' if parts else ''}){best}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person says them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -78,9 +79,18 @@ class Follow:
     """Prints a run's progress from its metrics file while its workers write it, wherever they are."""
 
     def __init__(
-        self, path: Path, steps: int, metric: str, say: Callable[[str], None] = print, every_s: float = 5.0
+        self,
+        path: Path,
+        steps: int,
+        metric: str,
+        say: Callable[[str], None] = print,
+        every_s: float = 5.0,
+        of_step: Callable[[dict[str, Any], int, float | None], str] | None = None,
+        of_validation: Callable[[dict[str, Any], str], str] | None = None,
     ) -> None:
+        """of_step, of_validation: what is said of a row, where it is not an outer step or a validation over episodes."""
         self.path, self.steps, self.metric, self.say, self.every_s = path, steps, metric, say, every_s
+        self.of_step, self.of_validation = of_step or step_line, of_validation or validation_line
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._place, self._rest = 0, ""
@@ -131,8 +141,10 @@ class Follow:
             return
         self._last_step = row["step"]
         if row.get("split") == "validation":
-            self.say(validation_line(row, self.metric))
+            self.say(self.of_validation(row, self.metric))
             return
+        for line in row.get("said", []):
+            self.say(line)
         if "step_s" not in row:
             return
         self._recent.append(row["step_s"])
@@ -140,6 +152,6 @@ class Follow:
             self._last_said = time.monotonic()
             # the median, since a first step waits for what starts up; a single one says nothing
             eta_s = median(self._recent) * (self.steps - row["step"]) if len(self._recent) > 1 else None
-            self.say(step_line(row, self.steps, eta_s))
+            self.say(self.of_step(row, self.steps, eta_s))
         for name in row.get("left_out", []):
             self.say(f"step {row['step']}: task {name} had a loss or gradient that is not finite, and was left out")

@@ -139,6 +139,8 @@ class Pretrain(Section):
                 f"length: rows of {self.length} tokens do not fit a model of {self.architecture.max_positions} positions; lower it, or "
                 "raise pretrain.architecture.max_positions"
             )
+        if self.corpus.count("own") > 1:
+            raise ValueError("corpus: own is listed more than once; once is enough")
         if self.whole_words and not self.objective.startswith("mlm"):
             raise ValueError(f"whole_words: only mlm masks words, not {self.objective}; leave it out")
         if self.warmup_steps >= self.steps:

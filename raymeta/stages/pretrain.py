@@ -1,10 +1,38 @@
 """Pre-training: a language model's own objective on plain text, before anything is meta-trained."""
 
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+
+from raymeta import checkpoint
+from raymeta.cluster import connect, launch
 from raymeta.config import Run
+from raymeta.episodes import generator
 from raymeta.errors import UserError
+from raymeta.metrics import Estimate, estimate_of_ratio
+from raymeta.outer import Outer, OuterLoop
+from raymeta.parts import Part, checked, held_out, prepared, training
+from raymeta.pretraining import Pretrain
+from raymeta.pretraining.frames import framed
+from raymeta.pretraining.losses import LanguageModel
+from raymeta.pretraining.models import configuration, saved, started
+from raymeta.pretraining.rows import Row, Rows, from_table
+from raymeta.pretraining.texts import Origin
+from raymeta.pretraining.tokens import TokenStore, origins, tokenized
+from raymeta.store import Prepared
+from raymeta.stream import Mixture, numbered, share
+from raymeta.track import Follow, Track, duration
+from raymeta.track import rows as rows_of
+from raymeta.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -18,6 +46,24 @@ class Result:
         """The pre-trained model and its tokenizer, as save_pretrained writes them."""
         return self.folder / "model"
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What pretrain.json says: loss and perplexity of held-out text before and after, and how much was read."""
+        found: dict[str, Any] = json.loads((self.folder / "pretrain.json").read_text(encoding="utf-8"))
+        return found
+
+    def text(self) -> str:
+        """What was measured, for a person."""
+        found = self.measured
+        before, after = found["before"], found["after"]
+        low, high = after["perplexity_ci95"] or (math.nan, math.nan)
+        pairs = f"; pairs told apart {_percent(after, 'nsp_accuracy')}" if "nsp_accuracy" in after else ""
+        return (
+            f"perplexity of held-out text: {before['perplexity']:.1f} before, {after['perplexity']:.1f} ({low:.1f} to {high:.1f}) after "
+            f"{found['steps']} steps with {found['tokens'] / 1e6:.2f} M tokens ({after['rows']} rows, {after['tokens']} scored tokens; "
+            f"right {_percent(after, 'accuracy')}{pairs})\nmodel: {self.model}"
+        )
+
 
 def finished(run: Run) -> Result | None:
     """The result of a run whose pre-training is complete, or None."""
@@ -26,8 +72,348 @@ def finished(run: Run) -> Result | None:
 
 
 def pretrain(run: Run) -> Result:
-    """The pre-trained model of a run; raises UserError where it is not there."""
+    """Pre-trains the run's model, going on from its newest checkpoint; raises UserError for a mistake in the run."""
+    assert run.pretrain is not None
     done = finished(run)
-    if done is None:
-        raise UserError(f"pretrain: {run.pretrained} holds no pre-trained model")
-    return done
+    if done:
+        print(f"pre-training is done: {done.folder}")
+        return done
+    checked(run.parts)
+    folder = run.pretrained
+    with checkpoint.locked(folder):
+        connect(run.cluster)
+        store = _text(run, on_ray=not run.cluster.in_process)
+        _look_ahead(run, store)
+        (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")
+        start = checkpoint.newest(folder / "checkpoints", say=_silent)
+        if start:
+            print(f"going on from step {start.step}")
+        payload = {
+            "run": run.model_dump(mode="json"), "folder": str(folder), "text": str(store.folder), "start": start.step if start else 0,
+        }  # fmt: skip
+        metrics = folder / "metrics.jsonl"
+        with Follow(metrics, run.pretrain.steps, "", of_step=step_line, of_validation=validation_line):
+            launch(_train, payload, run.cluster, folder)
+    result = finished(run)
+    if result is None:
+        raise RuntimeError(f"pre-training ended before its last step; see {folder}")
+    return result
+
+
+def _silent(line: str) -> None:
+    """For what was said before, or will be."""
+
+
+# before training
+
+
+def own_text(run: Run) -> list[Origin]:
+    """What `own` stands for: the corpora whose rows the run trains on."""
+    return [
+        Origin(part.corpus, part.tasks, part.place.name or "corpus", part.place)
+        for part in run.parts
+        if part.weight > 0
+    ]
+
+
+def _text(run: Run, on_ray: bool, say: Callable[[str], None] = print) -> TokenStore:
+    """The run's text as tokens, once all is right that can be known of objective, model and text; else raises UserError."""
+    section = run.pretrain
+    assert section is not None
+    if section.tokenizer is None:  # so that a mistake is found before text is read
+        tokenizer = run.model.tokenizer()
+        framed(section, tokenizer, configuration(section, run.model, tokenizer))
+    for line in _shared_files(run):
+        say(line)
+    store = tokenized(section, run.model, own_text(run), run.seed, run.root / "prepared", on_ray, say)
+    tokenizer = store.backbone(run.model).tokenizer()
+    framed(section, tokenizer, configuration(section, run.model, tokenizer))
+    if section.objective == "mlm+nsp" and store.summary["train"]["documents"] < 2:
+        raise UserError(
+            "pretrain.objective: mlm+nsp takes second spans from other documents, and there is one document only; use mlm"
+        )
+    return store
+
+
+def _shared_files(run: Run) -> Iterator[str]:
+    """Says so where a corpus that is named for its text is also one whose classes the run validates or tests on."""
+    assert run.pretrain is not None
+    held = {
+        shard.place: shard.name
+        for part in run.parts
+        for shard in part.corpus.shards()
+        if shard.split != "train" or part.weight == 0
+    }
+    for origin in origins(run.pretrain, []):
+        with origin.place.told():
+            both = sorted({held[shard.place] for shard in origin.opened()[0] if shard.place in held})
+        if both:
+            yield (
+                f"{origin.setting}: {', '.join(both)} is also read for tasks: text of classes that validate or test may be pre-trained on; "
+                "`own` is the text of training rows alone"
+            )
+
+
+def _look_ahead(run: Run, store: TokenStore) -> None:
+    """Prepares the labelled corpora that come next, so that what is wrong with them is said before anything is trained.
+
+    Raises UserError too where the text of own rows holds a class that is held out.
+    """
+    parts = run.parts
+    backbone = store.backbone(run.model)
+    folders = prepared(parts, backbone, run.seed, run.root / "prepared", not run.cluster.in_process, say=_silent)
+    train = training(parts, folders, run.seed)
+    for source in train.sources if isinstance(train, Mixture) else (train,):
+        source.check()
+    if run.validation.every:
+        for _, source in held_out(parts, folders, "validation", run.seed):
+            source.check()
+    _no_class_is_held_out(parts, folders, store)
+
+
+def _no_class_is_held_out(parts: Sequence[Part], folders: Sequence[str], store: TokenStore) -> None:
+    """Which classes train was decided on rows as they are; the tokenizer may since have set rows aside, and changed a drawn split."""
+    read = [origin["classes"] for origin in store.summary["origins"] if origin["classes"] is not None]
+    own = [(part, Prepared(Path(folder))) for part, folder in zip(parts, folders, strict=True) if part.weight > 0]
+    for (part, made), classes in zip(own, read, strict=True) if read else ():
+        for split in set(made.summary["splits"]) - {"train"}:
+            pool = made.pool(split)
+            held = {pool.classes[c] for c in np.unique(pool.cell_class)} & set(classes)
+            train = made.pool("train")
+            held -= {train.classes[c] for c in np.unique(train.cell_class)}
+            if held:
+                raise UserError(
+                    f"pretrain.corpus: the text of own rows of {part.name} holds the class {min(held)!r}, which belongs to the {split} split; "
+                    "list the classes of each split in tasks.split, or split by a column"
+                )
+
+
+@contextmanager
+def looked_at(run: Run) -> Iterator[Run]:
+    """The run as its later stages will find it, with its model as it is before pre-training where that is not done yet.
+
+    Prints what is going to be pre-trained, and on what.
+    """
+    section = run.pretrain
+    if section is None or finished(run):
+        if section:
+            print(f"pre-trained: {run.pretrained}")
+        yield run
+        return
+    store = _text(run, on_ray=False)
+    tokenizer = store.backbone(run.model).tokenizer()
+    module, said = started(section, run.model, tokenizer, run.seed)
+    frame = framed(section, tokenizer, module.config)
+    model = LanguageModel(module, frame, section.precision)
+    rows = Rows(str(store.folder), "train", frame, model.packs, run.seed)
+    read = section.steps * section.batch_size
+    print(f"to be pre-trained: {'; '.join(said)}; {section.objective} with {len(tokenizer)} pieces")
+    print(
+        f"rows to pre-train on: {len(rows)} of {section.length} tokens{'' if model.packs else ' at most, one text each'}; {section.steps} "
+        f"steps of {section.batch_size} go through them {read / len(rows):.1f} times"
+    )
+    print(f"pre-training's folder is {run.pretrained}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        saved(module, tokenizer, run.model, Path(folder) / "model")
+        yield run.model_copy(
+            update={"model": run.model.model_copy(update={"name": str(Path(folder) / "model")}), "pretrain": None}
+        )
+
+
+# training
+
+
+def _train(payload: dict[str, Any], workers: Workers) -> None:
+    """The steps, as every worker runs them."""
+    run = Run.of(payload["run"])
+    section = run.pretrain
+    assert section is not None
+    folder, store = Path(payload["folder"]), TokenStore(Path(payload["text"]))
+    tokenizer = store.backbone(run.model).tokenizer()
+    module, said = started(section, run.model, tokenizer, run.seed)
+    module.to(workers.device)
+    frame = framed(section, tokenizer, module.config)
+    model = LanguageModel(module, frame, section.precision)
+    train = Rows(str(store.folder), "train", frame, model.packs, run.seed)
+    held = Rows(str(store.folder), "validation", frame, model.packs, run.seed)
+    params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    settings = Outer(
+        steps=section.steps, lr=section.lr, weight_decay=section.weight_decay, beta2=section.beta2,
+        warmup_steps=section.warmup_steps, schedule=section.schedule, clip_norm=section.clip_norm,
+    )  # fmt: skip
+    loop = OuterLoop(settings, params, "")
+    loop.hold(module)
+    metrics = folder / "metrics.jsonl"
+    start = checkpoint.newest(folder / "checkpoints", say=_silent)
+    tokens = 0
+    if start:
+        loop.restore(start.step, start.params(), start.outer())
+        tokens = int(start.state["tokens"])
+        if workers.first and start.step != payload["start"]:
+            print(f"workers were lost; going on from step {start.step}")
+    elif workers.first:
+        metrics.unlink(missing_ok=True)
+    track = Track(metrics, loop.step) if workers.first else None
+    if not start:
+        if track:
+            packs = "" if model.packs else "; this model's rows hold one text each, padded"
+            track.row(step=0, said=["; ".join(said) + packs], rows_a_pass=len(train))
+        _validate(model, held, section, workers, track, 0)
+    began = time.perf_counter()
+    for rows in _stream(train, loop.step, section, workers):
+        waited = time.perf_counter() - began
+        found = _step(model, loop, rows, section, run.seed, workers)
+        tokens += found["tokens"]
+        seconds = time.perf_counter() - began
+        if track:
+            track.row(step=loop.step, **found, tokens_per_s=found["tokens"] / seconds, step_s=seconds, wait_s=waited)
+        last = loop.step == section.steps
+        if last or (section.validation_every and loop.step % section.validation_every == 0):
+            _validate(model, held, section, workers, track, loop.step)
+        if workers.first and (last or loop.step % section.save_every == 0):
+            state = {"best": None, "tokens": tokens}
+            checkpoint.save(
+                folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep
+            )
+        began = time.perf_counter()
+    if workers.first:
+        saved(module, tokenizer, run.model, folder / "model")
+        _conclude(folder, section, store, tokens, sum(p.numel() for p in params.values()))
+
+
+def _stream(train: Rows, start: int, section: Pretrain, workers: Workers) -> Iterator[list[Row]]:
+    """For each step from `start` on, this worker's rows."""
+    if workers.on_ray:
+        size = 24 * section.length
+        tables = numbered(train.table, start, section.steps, section.batch_size, workers.rank, workers.count, size)
+        yield from map(from_table, tables)
+        return
+    for step in range(start, section.steps):
+        yield [train.row(n) for n in share(step * section.batch_size, section.batch_size, workers.rank, workers.count)]
+
+
+def _step(
+    model: LanguageModel, loop: OuterLoop, rows: list[Row], section: Pretrain, seed: int, workers: Workers
+) -> dict[str, Any]:
+    """One optimizer step with the mean loss over all workers' scored tokens (and pairs); what it was, for metrics.jsonl."""
+    pairs = section.objective == "mlm+nsp"
+    mine = [_scored(row) for row in rows]
+    counts = torch.tensor([sum(of) for of in zip(*mine, strict=True)], dtype=torch.float64, device=workers.device)
+    workers.sum(counts)
+    scored, paired, read = counts.tolist()
+    said = torch.zeros(4, dtype=torch.float64, device=workers.device)
+    loss = 0.0
+    model.module.train()
+    for i, at in enumerate(range(0, len(rows), section.at_once)):
+        if section.dropout:
+            torch.manual_seed(
+                int(generator(seed, f"pretrain dropout {workers.rank}/{workers.count} {i}", loop.step).integers(2**62))
+            )
+        found = model.sums(rows[at : at + section.at_once])
+        total = found.loss.sum() / max(scored, 1) + found.pair_loss.sum() / max(paired, 1)
+        total.backward()
+        loss += float(total.detach())
+        said += torch.stack(
+            [t.detach().sum() for t in (found.loss, found.hits, found.pair_loss, found.pair_hits)]
+        ).double()
+    loop.counted(int(workers.first), loss)
+    workers.sum(loop.sums)
+    workers.sum(said)
+    if not bool(loop.sums.isfinite().all()):
+        raise UserError(
+            f"pretrain.lr: at step {loop.step + 1} the loss or its gradient is not finite; lower it, or raise pretrain.warmup_steps, and "
+            "start again: the run goes on from its newest checkpoint"
+        )
+    took = loop.update()
+    token_loss, hits, pair_loss, pair_hits = said.tolist()
+    row = {"loss": took.query_loss, "accuracy": hits / max(scored, 1)}
+    if pairs:
+        row |= {
+            "mlm_loss": token_loss / max(scored, 1),
+            "nsp_loss": pair_loss / max(paired, 1),
+            "nsp_accuracy": pair_hits / max(paired, 1),
+        }
+    return {**row, "grad_norm": took.grad_norm, "lr": took.lr, "tokens": int(read)}
+
+
+def _scored(row: Row) -> tuple[int, int, int]:
+    """Scored tokens, pairs and tokens of a row."""
+    answer = len(row.get("answer", ()))
+    pairs = int((row["follows"] >= 0).sum()) if "follows" in row else 0
+    return answer or len(row.get("places", ())), pairs, len(row["ids"]) + answer
+
+
+def _validate(
+    model: LanguageModel, held: Rows, section: Pretrain, workers: Workers, track: Track | None, step: int
+) -> None:
+    """Measures held-out rows, always the same with the same masks, and writes what was found."""
+    count = min(section.validation_rows, len(held))
+    numbers = list(share(0, count, workers.rank, workers.count))
+    mine: list[tuple[float, ...]] = []
+    model.module.eval()
+    with torch.no_grad():
+        for at in range(0, len(numbers), section.at_once):
+            due = numbers[at : at + section.at_once]
+            found = model.sums([held.row(n) for n in due])
+            sums = (found.loss, found.tokens, found.hits, found.pair_loss, found.pairs, found.pair_hits)
+            mine += zip(due, *(t.double().tolist() for t in sums), strict=True)
+    everyone = sorted(row for part in workers.gathered(mine) for row in part)
+    if track:
+        loss, tokens, hits, pair_loss, pairs, pair_hits = (list(of) for of in list(zip(*everyone, strict=True))[1:])
+        row = {"rows": len(everyone), "tokens": int(sum(tokens)), **_perplexity(estimate_of_ratio(loss, tokens))}
+        row |= _named("accuracy", estimate_of_ratio(hits, tokens))
+        if sum(pairs):
+            row |= _named("nsp_loss", estimate_of_ratio(pair_loss, pairs)) | _named(
+                "nsp_accuracy", estimate_of_ratio(pair_hits, pairs)
+            )
+            row["pairs"] = int(sum(pairs))
+        track.row(step=step, split="validation", **row)
+
+
+def _perplexity(loss: Estimate) -> dict[str, Any]:
+    ends = [_exp(end) for end in loss.interval] if math.isfinite(loss.ci95) else None
+    return {**_named("loss", loss), "perplexity": _exp(loss.mean), "perplexity_ci95": ends}
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # of a model that says nonsense
+
+
+def _named(name: str, found: Estimate) -> dict[str, float | None]:
+    return {name: found.mean, f"{name}_ci95": found.ci95 if math.isfinite(found.ci95) else None}
+
+
+def _conclude(folder: Path, section: Pretrain, store: TokenStore, tokens: int, parameters: int) -> None:
+    """Writes pretrain.json, from which a finished pre-training is known."""
+    measured = [
+        {k: v for k, v in row.items() if k not in ("step", "split")}
+        for row in rows_of(folder / "metrics.jsonl")
+        if row.get("split") == "validation"
+    ]
+    found = {
+        "objective": section.objective, "steps": section.steps, "tokens": tokens, "parameters": parameters,
+        "text": {name: store.summary[name] for name in ("train", "validation", "vocabulary", "origins")},
+        "before": measured[0], "after": measured[-1],
+    }  # fmt: skip
+    temporary = folder / ".pretrain.json"
+    temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    temporary.replace(folder / "pretrain.json")
+
+
+def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
+    """One step as a line for the console."""
+    pairs = f"  pairs {_percent(row, 'nsp_accuracy')}" if "nsp_accuracy" in row else ""
+    left = "" if eta_s is None else f"  eta {duration(eta_s)}"
+    return f"step {row['step']}/{steps}  loss {row['loss']:.3f}{pairs}  grad {row['grad_norm']:.2f}  {row['tokens_per_s']:.0f} tokens/s{left}"
+
+
+def validation_line(row: dict[str, Any], metric: str) -> str:
+    """One measurement of held-out text as a line for the console."""
+    low, high = row["perplexity_ci95"] or (math.nan, math.nan)
+    pairs = f", pairs told apart {_percent(row, 'nsp_accuracy')}" if "nsp_accuracy" in row else ""
+    return f"held-out text at step {row['step']}: perplexity {row['perplexity']:.1f} ({low:.1f} to {high:.1f}, {row['rows']} rows){pairs}"
+
+
+def _percent(row: dict[str, Any], name: str) -> str:
+    wide = row.get(f"{name}_ci95")
+    return f"{100 * row[name]:.1f}{'' if wide is None else f' ± {100 * wide:.1f}'} %"

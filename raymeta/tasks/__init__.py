@@ -83,6 +83,8 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     """The columns that this kind reads, by role, the answer last; the run's `corpus.columns` names them."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Columns that this kind reads, by role, only where `corpus.columns` names them, as it does `task`."""
+    text_roles: ClassVar[tuple[str, ...]] = ("text", "tokens", "question", "context", "source", "target")
+    """The roles, of those that it reads, whose values are text that a model may be pre-trained on, in reading order."""
     metric: ClassVar[str] = ""
     """The metric that decides which checkpoint is best."""
     generates: ClassVar[bool] = False

@@ -7,12 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_score, recall_score
 
+from raymeta.algorithms.maml import Maml
 from raymeta.episodes import Episode, Examples
 from raymeta.errors import UserError
 from raymeta.model import Backbone
 from raymeta.tasks.relations import Relations, marker_ids
 from tests.small import as_jsonl, source
 from tests.test_tasks_entities import pool_of
+from tests.tiny import relative, whole
 
 WORDS = ["the", "music", "room", "is", "in", "the", "city", "bank", "of", "the", "day"]
 
@@ -217,3 +219,41 @@ def test_an_episode_of_a_corpus_is_shown_with_its_markers(tmp_path, tiny_tokeniz
     assert ("none of the above" in text) == (nota > 0)
     assert "[E2] city bank [/E2] of the day" in text
     assert made.tasks.targets(episode.query).max() == (2 if nota else 1)
+
+
+@pytest.mark.parametrize("feature", ["markers", "pooled"])
+@pytest.mark.parametrize(
+    "head", [{"kind": "prototype", "scale": 0.1}, "learned", "zero"], ids=["prototype", "learned", "zero"]
+)
+def test_none_of_the_above_is_learned_with_every_head_and_several_tasks_give_the_sum_of_each(
+    tmp_path, tiny_tokenizer_folder, head, feature
+):
+    rows = [row(WORDS, (1 + i % 2, 3), (6, 8), f"r{i % 6}") for i in range(90)]
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl(rows))
+    tasks = {
+        "kind": "relations", "ways": [2, 3], "shots": [1, 2], "queries": 2, "nota_rate": 0.4, "nota_shots": 2, "feature": feature,
+        "split": {"train": 6},
+    }  # fmt: skip
+    made = source(tmp_path, tiny_tokenizer_folder, {"kind": "files", "path": str(tmp_path / "rows.jsonl")}, tasks)
+    backbone = Backbone.model_validate({"name": tiny_tokenizer_folder, "head": head})
+    network = backbone.load(made.tasks.outputs_for(3), slots=made.tasks.slots).to(torch.device("cpu"), torch.float64)
+    algorithm = Maml(inner_steps=2, inner_lr=0.01)
+    params = network.params()
+
+    def found(numbers):
+        return algorithm.meta_step(algorithm.bound(network, made.tasks, [made.episode(n) for n in numbers]), params, 1)
+
+    each = [found([n]) for n in (0, 1, 2)]
+    together = found([0, 1, 2])
+    wanted = {n: sum(whole(m.grads, m.rows, network, params)[n] for m in each) for n in params}
+    assert relative(whole(together.grads, together.rows, network, params), wanted) < 1e-12
+    for number, outputs in enumerate(together.outputs):
+        episode = made.episode(number)
+        assert outputs.shape == (len(episode.query), len(episode.classes) + 1)
+        scores = made.tasks.score(outputs, episode.query, episode.classes)
+        assert {"accuracy", "macro_f1", "nota_precision", "nota_recall"} == scores.keys()
+    inner = algorithm.bound(network, made.tasks, [made.episode(3)], learn=False)
+    with torch.no_grad():
+        local = inner.opened(params, learn=False)
+        before, after = (inner.support_losses(algorithm.adapt(inner, local, steps=n)).item() for n in (0, 2))
+    assert after < before

@@ -242,6 +242,7 @@ class Run(Section):
                 f"outer.tasks_per_step: {self.outer.tasks_per_step} tasks a step cannot be shared by {self.cluster.most} workers; "
                 f"raise it to at least {self.cluster.most}, or lower cluster.workers"
             )
+        self.model.suited(any(part.tasks.generates for part in self.parts))
         return self
 
     @classmethod

@@ -215,7 +215,7 @@ WAYS = {"unrolled": unrolled, "recomputed": recomputed, "finite_difference": fin
 
 
 def _step(inner: Inner, local: Params, grads: Params, losses: Tensor, logits: Tensor) -> MetaStep:
-    return MetaStep(inner.closed(grads), inner.rows.flatten(), losses.detach(), inner.answers(logits))
+    return MetaStep(*inner.closed(grads), losses.detach(), inner.answers(logits))
 
 
 def _leaf(fast: Fast, local: Params) -> tuple[Fast, Params]:

@@ -2,7 +2,9 @@
 
 An algorithm says what is computed; `Inner` knows how. It works on *local* parameters: of the token embedding, only the rows
 that occur in the episodes (exact for gradient steps, and sparing the other tens of thousands), and where lower layers do
-not adapt, only what is above them, with their output computed once for all inner steps.
+not adapt, only what is above them, with their output computed once for all inner steps. An output layer that scores the
+vocabulary has local parameters of its own, `output.weight` and `output.bias`, even where its matrix is the embedding's; but
+if that adapts, it does so whole, and serves both.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raymeta.adapt import PROMPT
 from raymeta.episodes import Episode, Examples
 from raymeta.layers import History, Params, Weights
-from raymeta.model import Middle, Network
+from raymeta.network import Middle, Network
 from raymeta.products import Tape, lowered
+from raymeta.reading import Read
 
 _PAD = -100
-_SUPPORT, _QUERY = "support.hidden", "query.hidden"
+_SUPPORT, _QUERY = "below.support", "below.query"
+_OUTPUT = "output."
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Inner:
         """seed: seeds dropout, by episode and step (None: no dropout). dual: linear layers to compute in dual form.
         twice: whether the model must be differentiable twice. fused: linear layers whose weights are kept out of the graph
         (see `raymeta.products`); steps must not clip, pull to an anchor, or have a rate for each entry of theirs."""
-        assert len(episodes) == 1 or (network.swapped and network.packs), "this model serves one task at a time"
+        assert len(episodes) == 1 or network.batches, "this model serves one task at a time"
         self.network, self.tasks, self.episodes, self.seed, self.twice = network, tasks, episodes, seed, twice
         self.dual = dual if network.swapped else frozenset()
         self.fused = fused - dual if network.swapped else frozenset()
@@ -148,12 +153,13 @@ class Inner:
         supports, queries = [e.support for e in episodes], [e.query for e in episodes]
         # a task's own embedding rows where the embedding adapts, else the rows of all tasks together
         apart = network.embedding in network.adapted and network.cut is None
-        self.rows, support_ids, query_ids = _local(supports, queries, apart)
-        self._support = network.layout(support_ids, [s.lengths for s in supports])
-        self._query = network.layout(query_ids, [q.lengths for q in queries])
-        self._support_items = _Items(tasks, supports, network.pooling, network.dtype)
-        self._query_items = _Items(tasks, queries, network.pooling, network.dtype)
-        outputs = [tasks.outputs_for(len(e.classes)) for e in episodes]
+        read = [[network.read(e) for e in side] for side in (supports, queries)]
+        whole = len(network.base[network.embedding]) if network.whole else None
+        self.rows, support, query = _local(read[0], read[1], apart, whole)
+        self._support, self._query = (network.layout(self._prompted(reads)) for reads in (support, query))
+        self._support_items = _Items(tasks, supports, read[0], network)
+        self._query_items = _Items(tasks, queries, read[1], network)
+        outputs = [network.vocabulary or tasks.outputs_for(len(e.classes)) for e in episodes]
         self.outputs = max(outputs)
         self._own_outputs = outputs
         self._barred: Tensor | None = None
@@ -162,7 +168,7 @@ class Inner:
             self._barred = torch.tensor(
                 [[0.0] * n + [-1e4] * (self.outputs - n) for n in outputs], dtype=network.dtype, device=device
             )
-        self._below: tuple[Params, list[Tensor]] | None = None
+        self._below: tuple[Params, dict[str, Tensor]] | None = None
         self._middles: dict[str, Middle] = {}
 
     # local parameters
@@ -179,51 +185,61 @@ class Inner:
             trained = name in network.trained or name not in network.base
             return tensor.detach().requires_grad_(learn and trained)
 
-        local = {n: leaf(n, p) for n, p in params.items() if n != network.embedding and n not in network.lower}
-        embedding = leaf(
-            network.embedding, params[network.embedding].index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
-        )
+        output = network.output_names()
+        apart = {network.embedding, *network.lower, *output.values()}
+        local = {n: leaf(n, p) for n, p in params.items() if n not in apart}
+        local |= {leaf_name: leaf(name, params[name]) for leaf_name, name in output.items()}
+        table = params[network.embedding]
+        if network.whole:
+            embedding = leaf(network.embedding, table)
+        else:
+            found = table.index_select(0, self.rows.flatten())
+            embedding = leaf(network.embedding, found.view(*self.rows.shape, -1))
         if network.cut is None:
             return {**local, network.embedding: embedding}
         under = {n: leaf(n, params[n]) for n in network.lower if n != network.embedding}
         weights = Weights(1 if not network.swapped else self.count, {**local, **under})
-        hidden = []
+        below: dict[str, Tensor] = {}
         with torch.set_grad_enabled(any(p.requires_grad for p in (*under.values(), embedding))):
             for key, layout, phase in ((_SUPPORT, self._support, 0), (_QUERY, self._query, -1)):
-                middle = network.below(
-                    weights,
-                    F.embedding(layout.ids, embedding.view(-1, embedding.shape[-1])),
-                    layout,
-                    self._dropout(phase),
-                    self.twice,
-                )
+                middle = network.below(weights, embedding.flatten(0, 1), layout, self._dropout(phase), self.twice)
                 self._middles[key] = middle
-                hidden.append(middle.hidden)
-        self._below = ({**under, network.embedding: embedding}, hidden)
-        for key, tensor in zip((_SUPPORT, _QUERY), hidden, strict=True):
+                below |= {f"{key}.{i}": tensor for i, tensor in enumerate(middle.tensors)}
+        self._below = ({**under, network.embedding: embedding}, below)
+        for key, tensor in below.items():
             local[key] = tensor.detach().requires_grad_(tensor.requires_grad)
         return local
 
-    def closed(self, grads: Params) -> Params:
+    def closed(self, grads: Params) -> tuple[Params, Tensor]:
         """Gradients of local parameters carried back to the model's: through the lower layers, where they stood apart.
 
-        The token embedding's gradient is [row, hidden], for the rows `self.rows`, flat.
+        The token embedding's gradient is [row, hidden], for the rows that are given beside it, int64 [row].
         """
-        found = {n: g for n, g in grads.items() if n not in (_SUPPORT, _QUERY)}
+        network, rows = self.network, self.rows.flatten()
+        found = dict(grads)
         if self._below is not None:
-            under, hidden = self._below
-            pairs = [(h, grads[key]) for key, h in zip((_SUPPORT, _QUERY), hidden, strict=True) if key in grads]
+            under, below = self._below
+            pairs = [(tensor, found.pop(key)) for key, tensor in below.items() if key in found]
             leaves = {n: p for n, p in under.items() if p.requires_grad}
             if pairs and leaves:
                 back = torch.autograd.grad(
-                    [h for h, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True
+                    [tensor for tensor, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True
                 )
                 found |= {n: g for n, g in zip(leaves, back, strict=True) if g is not None}
             self._below = None
-        name = self.network.embedding
+        name = network.embedding
         if name in found:
             found[name] = found[name].reshape(-1, found[name].shape[-1])
-        return found
+        for leaf, owner in network.output_names().items():
+            if leaf not in found:
+                continue
+            grad = found.pop(leaf)
+            if owner != name:
+                found[owner] = grad
+                continue
+            found[name] = grad.index_add(0, rows, found[name]) if name in found else grad
+            rows = torch.arange(len(grad), device=grad.device)
+        return found, rows
 
     # adapting
 
@@ -241,7 +257,8 @@ class Inner:
                 if name.removesuffix(".weight") in self.fused:
                     own[name] = tensor.detach().unsqueeze(0)
                     continue
-                per_task = source if name == network.embedding else _for_each(source, self.count)
+                apart = name == network.embedding and not network.whole
+                per_task = source if apart else _for_each(source, self.count)
                 own[name] = per_task if per_task.requires_grad else per_task.detach().requires_grad_()
             else:
                 shared[name] = tensor if outside else tensor.detach()
@@ -251,7 +268,9 @@ class Inner:
             features, seen, tape = self._features(fast, support=True, phase=0)
         with torch.set_grad_enabled(outside):
             shaped = network.head.shaped(features, shared)
-            head = network.head.start(local, shaped, self._support_items.targets, self.outputs)
+            head = {}
+            if network.head_adapts:
+                head = network.head.start(local, shaped, self._support_items.targets, self.outputs)
         head = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in head.items()}
         return replace(fast, head=head, features=features, seen=seen, tape=tape)
 
@@ -275,8 +294,10 @@ class Inner:
                 )
             # a node of its own: the head's weights, if made from the same features, count as independent of them
             item = features.view_as(features) if keep and features.requires_grad else features.detach().requires_grad_()
-            loss = self._losses(head, item, fast.shared, self._support_items).sum()
-            of_head = torch.autograd.grad(loss, [item, *head.values()], create_graph=keep)
+            # so does a table that scores the vocabulary beside what it did for the features
+            scoring = {n: p.view_as(p) for n, p in small.items() if n == self.network.embedding and self.network.whole}
+            loss = self._losses(head, item, {**fast.shared, **scoring}, self._support_items).sum()
+            of_head = torch.autograd.grad(loss, [item, *head.values(), *scoring.values()], create_graph=keep)
             below: tuple[Tensor | None, ...] = ()
             if small or seen:
                 below = torch.autograd.grad(
@@ -291,7 +312,10 @@ class Inner:
         grads: dict[str, Tensor | None] = dict(zip(small, below[: len(small)], strict=True))
         del below
         if self.network.backbone.adapt != "body":
-            grads |= {f"head.{n}": g for n, g in zip(head, of_head[1:], strict=True)}
+            grads |= {f"head.{n}": g for n, g in zip(head, of_head[1:], strict=False)}
+        for name, of_scores in zip(scoring, of_head[1 + len(head) :], strict=True):
+            of_features = grads[name]
+            grads[name] = of_scores if of_features is None else of_features + of_scores
         olds = {**fast.small(), **{f"head.{n}": w for n, w in fast.head.items()}}
         moved = self._moved(olds, grads, how, keep)
         history = dict(fast.history)
@@ -362,13 +386,13 @@ class Inner:
     def support_losses(self, fast: Fast) -> Tensor:
         """Mean loss over each task's support items, [task]."""
         if fast.features is not None:
-            return self._losses(fast.head, fast.features, fast.shared, self._support_items)
+            return self._losses(fast.head, fast.features, {**fast.shared, **fast.own}, self._support_items)
         return self.support(fast)[0]
 
     def support(self, fast: Fast) -> tuple[Tensor, Params, Tape]:
         """The same by a forward of its own, and watched layers' inputs with the tape of their products."""
         features, seen, tape = self._features(fast, support=True, phase=fast.steps)
-        return self._losses(fast.head, features, fast.shared, self._support_items), seen, tape
+        return self._losses(fast.head, features, {**fast.shared, **fast.own}, self._support_items), seen, tape
 
     def query_features(self, fast: Fast) -> Tensor:
         """Features of the query items, [task, item, hidden]."""
@@ -377,7 +401,7 @@ class Inner:
 
     def query_logits(self, fast: Fast) -> Tensor:
         """Scores of the query items, [task, item, output]."""
-        return self._logits(fast.head, self.query_features(fast), fast.shared)
+        return self._logits(fast.head, self.query_features(fast), {**fast.shared, **fast.own})
 
     def query_losses(self, logits: Tensor) -> Tensor:
         """Mean loss over each task's query items given their scores, [task]."""
@@ -389,12 +413,26 @@ class Inner:
         sizes = zip(self._query_items.sizes, self._own_outputs, strict=True)
         return [found[t, :items, :outputs] for t, (items, outputs) in enumerate(sizes)]
 
-    def _losses(self, head: Params, features: Tensor, shared: Params, items: "_Items") -> Tensor:
-        return self.tasks.losses(self._logits(head, features, shared), items.targets)
+    def _losses(self, head: Params, features: Tensor, params: Params, items: "_Items") -> Tensor:
+        return self.tasks.losses(self._logits(head, features, params), items.targets)
 
-    def _logits(self, head: Params, features: Tensor, shared: Params) -> Tensor:
-        logits = self.network.head.logits(head, self.network.head.shaped(features, shared))
+    def _logits(self, head: Params, features: Tensor, params: Params) -> Tensor:
+        network = self.network
+        if not network.head_adapts:
+            head = {leaf.removeprefix(_OUTPUT): params[leaf].unsqueeze(0) for leaf in network.output_names()}
+            if network.whole:
+                head["weight"] = params[network.embedding].view(-1, *network.base[network.embedding].shape)
+        with network.autocast(enabled=network.output is not None):  # a vocabulary is worth it
+            logits = network.head.logits(head, network.head.shaped(features, params)).to(network.dtype)
         return logits if self._barred is None else logits + self._barred.unsqueeze(1)
+
+    def _prompted(self, reads: list[Read]) -> list[Read]:
+        """What is read with a soft prompt's virtual tokens, whose rows lie behind the embedding's, task by task."""
+        size = self.network.prompt_size
+        if not size:
+            return reads
+        first = torch.arange(size, device=self.rows.device) + self.rows.numel()
+        return [read.prompted(first + t * size) for t, read in enumerate(reads)]
 
     def _is_dual(self, parameter: str) -> bool:
         return parameter.removesuffix(".weight") in self.dual
@@ -417,24 +455,29 @@ class Inner:
         if network.cut is None:
             table = own.get(network.embedding)
             table = shared[network.embedding] if table is None else table
-            embedded = F.embedding(layout.ids, table.reshape(-1, table.shape[-1]))
-            states = network.states(weights, embedded, layout, seed, self.twice)
+            table = table.reshape(-1, table.shape[-1])
+            prompt = own[PROMPT].flatten(0, 1) if PROMPT in own else shared.get(PROMPT)
+            if prompt is not None:
+                table = torch.cat([table, prompt])
+            states = network.states(weights, table, layout, seed, self.twice)
         else:
-            middle = replace(self._middles[key], hidden=shared[key])
-            states = network.above(weights, middle, layout, seed, self.twice)
+            middle = self._middles[key]
+            tensors = [shared[f"{key}.{i}"] for i in range(len(middle.tensors))]
+            states = network.above(weights, middle, tensors, layout, seed, self.twice)
         return items.features(states), weights.seen, weights.tape
 
 
 class _Items:
     """Where the items of several tasks' texts come from, and what they should be."""
 
-    def __init__(self, tasks: TaskLoss, examples: list[Examples], pooling: str, dtype: torch.dtype) -> None:
-        picks = [tasks.picks(e, pooling) for e in examples]
+    def __init__(self, tasks: TaskLoss, examples: list[Examples], reads: list[Read], network: Network) -> None:
+        picks = [_picks(tasks, e, r, network) for e, r in zip(examples, reads, strict=True)]
+        dtype = network.dtype
         targets = [tasks.targets(e) for e in examples]
         self.sizes = [len(t) for t in targets]
         self.slots = picks[0].slots
         self.tasks, self.width = len(examples), max(self.sizes)
-        tokens = [len(e.ids) for e in examples]
+        tokens = [len(r.ids) for r in reads]
         starts = [sum(tokens[:t]) for t in range(len(tokens))]
         self.token = torch.cat([p.token + s for p, s in zip(picks, starts, strict=True)])
         self.weight = (
@@ -465,10 +508,31 @@ class _Items:
         return found.view(self.tasks, self.width, -1)
 
 
-def _local(supports: list[Examples], queries: list[Examples], apart: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Embedding rows that occur, [task, row] or [1, row], and each task's token ids as places in them, flat."""
-    both = [torch.cat([s.ids, q.ids]) for s, q in zip(supports, queries, strict=True)]
-    if not apart:
+def _picks(tasks: TaskLoss, examples: Examples, read: Read, network: Network) -> Picks:
+    """The states that make the items: those that foretell the target tokens, scaled as the output layer wants them, or what
+    the task kind says."""
+    if network.output is None or read.picks is None:
+        return tasks.picks(examples, network.pooling)
+    scale = network.output.scale
+    weight = (
+        None if scale == 1.0 else torch.full(read.picks.shape, scale, dtype=network.dtype, device=read.picks.device)
+    )
+    return Picks(read.picks, None, weight)
+
+
+def _local(
+    supports: list[Read], queries: list[Read], apart: bool, whole: int | None
+) -> tuple[Tensor, list[Read], list[Read]]:
+    """Embedding rows that occur, [task, row] or [1, row], and what each task reads with places in them, flat, for ids.
+
+    apart: each task has rows of its own. whole: rows of a table that is taken as it is, of which each task has its own.
+    """
+    sides = [[side.ids for r in pair for side in r.sides()] for pair in zip(supports, queries, strict=True)]
+    both = [torch.cat(ids) for ids in sides]
+    if whole is not None:
+        table = torch.arange(whole, device=both[0].device).unsqueeze(0)
+        local = [ids + t * whole for t, ids in enumerate(both)]
+    elif not apart:
         rows, joined = torch.unique(torch.cat(both), return_inverse=True)
         local = list(joined.split([len(b) for b in both]))
         table = rows.unsqueeze(0)
@@ -477,11 +541,12 @@ def _local(supports: list[Examples], queries: list[Examples], apart: bool) -> tu
         width = max(len(rows) for rows, _ in pairs)
         table = torch.stack([F.pad(rows, (0, width - len(rows)), value=int(rows[0])) for rows, _ in pairs])
         local = [ids + t * width for t, (_, ids) in enumerate(pairs)]
-    cuts = [len(s.ids) for s in supports]
+    parts = [list(torch.split(ids, [len(i) for i in side])) for ids, side in zip(local, sides, strict=True)]
+    half = [len(r.sides()) for r in supports]
     return (
         table,
-        [ids[:c] for ids, c in zip(local, cuts, strict=True)],
-        [ids[c:] for ids, c in zip(local, cuts, strict=True)],
+        [r.mapped(p[:h]) for r, p, h in zip(supports, parts, half, strict=True)],
+        [r.mapped(p[h:]) for r, p, h in zip(queries, parts, half, strict=True)],
     )
 
 

@@ -9,10 +9,10 @@ output gradients times the step size, so y = x W_0^T - sum_s (x X_s^T) D_s needs
 W_0 is shared by all tasks, and the rest are small.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,8 @@ class Weights:
 
     shared: by name, used by all tasks; own: by name, [task, ...]; history: dual layer -> (inputs [task, token, in], output
     gradients times step size [task, token, out]) of earlier inner steps; watched: linear layers whose products `tape` notes
-    and whose inputs [task, token, in] this forward records in `seen`; repeated: those that one forward used more than once.
+    and whose inputs [task, token, in] this forward records in `seen`; repeated: those that one forward used more than once;
+    rows: of a task in this forward.
     """
 
     tasks: int = 1
@@ -43,6 +44,7 @@ class Weights:
     tape: Tape = field(default_factory=Tape)
     anchor: Tensor = field(default_factory=lambda: torch.zeros(()))
     repeated: set[str] = field(default_factory=set)
+    rows: int = 1
 
     @contextmanager
     def given(self, weights: "Weights") -> Iterator[None]:
@@ -77,7 +79,8 @@ class _Swapped(nn.Module):
         own = self.now.own.get(name)
         return self.now.shared[name] if own is None else own
 
-    def _is_own(self, leaf: str) -> bool:
+    def is_own(self, leaf: str) -> bool:
+        """Whether each task has its own."""
         return f"{self.name}.{leaf}" in self.now.own
 
 
@@ -95,7 +98,7 @@ class TaskLinear(_Swapped):
             return self._noted(x)
         one = now.tasks == 1
         weight = self._pick("weight")
-        own_weight = self._is_own("weight")
+        own_weight = self.is_own("weight")
         if own_weight and one:
             weight = weight.squeeze(0)  # not [0], whose gradient is a copy
         matrix = weight.mT if self.transposed else weight
@@ -103,7 +106,7 @@ class TaskLinear(_Swapped):
         fused = False
         if self.bias:
             bias = self._pick("bias")
-            own_bias = self._is_own("bias")
+            own_bias = self.is_own("bias")
             if own_bias and one:
                 bias = bias.squeeze(0)
             fused = one or not own_bias
@@ -126,9 +129,9 @@ class TaskLinear(_Swapped):
         rows = x.reshape(now.tasks, -1, x.shape[-1])
         weight = self._pick("weight").detach()
         bias = self._pick("bias") if self.bias else None
-        if not self._is_own("weight"):
+        if not self.is_own("weight"):
             weight = weight.unsqueeze(0)
-        if bias is not None and not self._is_own("bias"):
+        if bias is not None and not self.is_own("bias"):
             bias = bias.unsqueeze(0)
         y = product(rows, bias, now.anchor, weight, Layer(self.name, self.transposed, len(weight) == 1), now.tape)
         if self.name in now.history:
@@ -150,8 +153,8 @@ class TaskNorm(_Swapped):
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
         weight, bias = self._pick("weight"), self._pick("bias")
-        if self.now.tasks == 1 or not self._is_own("weight"):
-            if self._is_own("weight"):
+        if self.now.tasks == 1 or not self.is_own("weight"):
+            if self.is_own("weight"):
                 weight, bias = weight.squeeze(0), bias.squeeze(0)
             return F.layer_norm(x, self.shape, weight, bias, self.eps)
         y = F.layer_norm(x, self.shape, None, None, self.eps).reshape(self.now.tasks, -1, x.shape[-1])
@@ -170,7 +173,7 @@ class TaskRmsNorm(_Swapped):
         weight = self._pick("weight")
         y = x.to(torch.promote_types(x.dtype, torch.float32))
         y = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        if self._is_own("weight"):
+        if self.is_own("weight"):
             return (y.reshape(self.now.tasks, -1, x.shape[-1]) * weight.unsqueeze(1)).view(x.shape)
         return y * weight
 
@@ -178,18 +181,43 @@ class TaskRmsNorm(_Swapped):
 class TaskEmbedding(_Swapped):
     """nn.Embedding over positions or types: the same indices may serve all rows."""
 
+    task: int | None = None
+    """The one task that a forward is for, where indices do not tell tasks apart."""
+
     def forward(self, ids: Tensor) -> Tensor:
         """[row, place] or [1, place] -> [row or task, place, hidden]."""
         weight = self._pick("weight")
-        if not self._is_own("weight"):
+        if not self.is_own("weight"):
             return F.embedding(ids, weight)
         if self.now.tasks == 1:
             return F.embedding(ids, weight.squeeze(0))
+        if self.task is not None:
+            return F.embedding(ids, weight[self.task])
         per_row = ids.dim() == 2 and ids.shape[0] % self.now.tasks == 0 and ids.shape[0] > 1
         assert per_row, f"{self.name}: indices of shape {tuple(ids.shape)} do not tell tasks apart"
         start = torch.arange(self.now.tasks, device=ids.device) * weight.shape[1]
         offset = start.repeat_interleave(ids.shape[0] // self.now.tasks)[:, None]
         return F.embedding(ids + offset, weight.reshape(-1, weight.shape[-1]))
+
+
+class TaskBias:
+    """A T5 type's `compute_bias`, which makes [1, head, place, place] of an embedding of distances: one for each row where
+    tasks have embeddings of their own."""
+
+    def __init__(self, compute: Callable[..., Tensor], distances: TaskEmbedding) -> None:
+        self.compute, self.distances = compute, distances
+
+    def __call__(self, *args: Any, **keywords: Any) -> Tensor:
+        """[1 or row, head, place, place]."""
+        distances = self.distances
+        if distances.now.tasks == 1 or not distances.is_own("weight"):
+            return self.compute(*args, **keywords)
+        each = []
+        for task in range(distances.now.tasks):
+            distances.task = task
+            each.append(self.compute(*args, **keywords))
+        distances.task = None
+        return torch.cat(each).repeat_interleave(distances.now.rows, 0)
 
 
 def swap(model: nn.Module, now: Weights, skip: str) -> bool:
@@ -221,4 +249,8 @@ def swap(model: nn.Module, now: Weights, skip: str) -> bool:
             owner[int(leaf)] = layer
         else:
             setattr(owner, leaf, layer)
+    for layer in model.modules():
+        distances = getattr(layer, "relative_attention_bias", None)
+        if isinstance(distances, TaskEmbedding) and hasattr(layer, "compute_bias"):
+            layer.compute_bias = TaskBias(layer.compute_bias, distances)  # type: ignore[assignment, arg-type]
     return True

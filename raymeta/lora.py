@@ -43,7 +43,10 @@ def injected(module: nn.Module, size: LoraSize, seed: int) -> nn.Module:
             "model.adapt.lora needs the package peft, which is not installed here; install raymeta's extra `lora` "
             "(pip install 'raymeta[lora]')"
         ) from error
-    linear = {n for n, layer in module.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
+    output = module.get_output_embeddings()  # type: ignore[operator]
+    linear = {
+        n for n, layer in module.named_modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not output
+    }
     if size.targets != "all-linear":
         known = sorted({n.rpartition(".")[2] for n in linear})
         for target in size.targets:

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 
 from raymeta.errors import UserError
 from raymeta.layers import Weights
 from raymeta.learner import Adapted, Learner
+from raymeta.reading import Read
 from tests.families import FAMILIES, save_family
 from tests.mistakes import command, told
 from tests.small import SENTENCES
@@ -180,8 +180,8 @@ def test_a_meta_trained_model_is_exported_as_an_encoder_that_is_a_learner_too(na
     ids = torch.tensor([made.tokenizer(TEXTS[0])["input_ids"]])
     with torch.no_grad():
         network = made.network
-        layout = network.layout([ids[0]], [torch.tensor([ids.shape[1]])])
-        wanted = network.states(Weights(1, trained), F.embedding(layout.ids, trained[network.embedding]), layout)
+        layout = network.layout([Read(ids[0], torch.tensor([ids.shape[1]]))])
+        wanted = network.states(Weights(1, trained), trained[network.embedding], layout)
         torch.testing.assert_close(encoder(ids).last_hidden_state[0], wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -83,7 +83,7 @@ def test_adapters_of_every_family_have_the_right_gradient_and_every_exact_way_gi
             other = maml.model_copy(update=settings)
             parts = [meta_gradient(other, network, [e], params) for e in episodes]
             assert relative({n: sum(p[n] for p in parts) for n in params}, grads) < 1e-12, settings
-            if network.packs:
+            if network.batches:
                 assert relative(meta_gradient(other, network, episodes, params), grads) < 1e-12, ("at once", settings)
 
 

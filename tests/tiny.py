@@ -122,29 +122,31 @@ def slope_errors(loss: Any, params: Params, grads: Params, step: float = 1e-5) -
 
     Relative to the gradient's norm over all parameters, so that a gradient that is zero in truth can be compared.
     """
-    size = sum(float(g.square().sum()) for g in grads.values()) ** 0.5
     layers: dict[str, list[str]] = {}
     for name in params:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
-    errors = {}
-    for i, (layer, names) in enumerate(layers.items()):
-        random = torch.Generator().manual_seed(i)
-        way = {n: torch.randn(params[n].shape, dtype=torch.float64, generator=random) for n in names}
-        length = sum(float(d.square().sum()) for d in way.values()) ** 0.5
-        way = {n: d / length for n, d in way.items()}
+    return {layer: slope_error(loss, params, grads, names, i, step) for i, (layer, names) in enumerate(layers.items())}
 
-        def at(distance: float, way: Params = way) -> float:
-            with torch.no_grad():
-                return float(loss({**params, **{n: params[n] + distance * d for n, d in way.items()}}))
 
-        slope = (at(step) - at(-step)) / (2 * step)
-        errors[layer] = abs(slope - sum(float((grads[n] * d).sum()) for n, d in way.items())) / size
-    return errors
+def slope_error(loss: Any, params: Params, grads: Params, names: list[str], seed: int = 0, step: float = 1e-5) -> float:
+    """The error of the gradient along one random direction of the parameters `names`, as `slope_errors` has it."""
+    random = torch.Generator().manual_seed(seed)
+    way = {n: torch.randn(params[n].shape, dtype=torch.float64, generator=random) for n in names}
+    length = sum(float(d.square().sum()) for d in way.values()) ** 0.5
+    way = {n: d / length for n, d in way.items()}
+
+    def at(distance: float) -> float:
+        with torch.no_grad():
+            return float(loss({**params, **{n: params[n] + distance * d for n, d in way.items()}}))
+
+    slope = (at(step) - at(-step)) / (2 * step)
+    size = sum(float(g.square().sum()) for g in grads.values()) ** 0.5
+    return abs(slope - sum(float((grads[n] * d).sum()) for n, d in way.items())) / size
 
 
 @contextmanager
 def double_inside() -> Iterator[None]:
-    """T5 and Llama types compute softmax and positions in float32 even where all else is float64; here they do not."""
+    """T5 and Llama types compute softmax, norms and positions in float32 even where all else is float64; here they do not."""
     softmax, as_float, to = F.softmax, Tensor.float, Tensor.to
 
     def double_softmax(
@@ -154,6 +156,11 @@ def double_inside() -> Iterator[None]:
 
     F.softmax = torch.nn.functional.softmax = double_softmax  # type: ignore[assignment]
     Tensor.float = lambda x, *a, **k: x if x.dtype == torch.float64 else as_float(x, *a, **k)  # type: ignore[method-assign]
+
+    def double_to(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        return x if x.dtype == torch.float64 and args[:1] == (torch.float32,) else to(x, *args, **keywords)
+
+    Tensor.to = double_to  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -96,7 +96,7 @@ class Maml(Algorithm):
     # how it is computed
 
     def at_once(self, network: Network) -> int:
-        if not (network.swapped and network.packs):
+        if not network.batches:
             return 1
         if self.tasks_at_once != "auto":
             return self.tasks_at_once
@@ -104,7 +104,7 @@ class Maml(Algorithm):
         return _TASKS_AT_ONCE if some.is_cuda or some.shape[-1] <= 128 else 1
 
     def check(self, network: Network) -> None:
-        if isinstance(self.tasks_at_once, int) and self.tasks_at_once > 1 and not (network.swapped and network.packs):
+        if isinstance(self.tasks_at_once, int) and self.tasks_at_once > 1 and not network.batches:
             raise UserError(
                 f"algorithm.tasks_at_once: {type(network.module).__name__} cannot serve {self.tasks_at_once} tasks in one computation; use 1 or auto"
             )
@@ -154,8 +154,8 @@ class Maml(Algorithm):
             return frozenset()
         if self.linear == "dual":
             return frozenset(layers)
-        support = sum(len(e.support.ids) for e in episodes) / len(episodes)
-        query = sum(len(e.query.ids) for e in episodes) / len(episodes)
+        support = sum(network.tokens(e.support) for e in episodes) / len(episodes)
+        query = sum(network.tokens(e.query) for e in episodes) / len(episodes)
         return frozenset(
             n for n, (i, o) in layers.items() if dual_pays(i, o, support, query, self.inner_steps, second, learn)
         )

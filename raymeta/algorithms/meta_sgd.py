@@ -35,13 +35,12 @@ class MetaSgd(Algorithm):
     """How the gradient goes back through the inner steps; both are exact."""
 
     def init(self, network: Network) -> Params:
+        params = network.params()
         rates = {
-            f"rates.{n}": torch.full_like(network.base[n], self.inner_lr)
-            for n in network.adapted
-            if n != network.embedding
+            f"rates.{n}": torch.full_like(params[n], self.inner_lr) for n in network.adapted if n != network.embedding
         }
         if network.embedding in network.adapted:
-            rates[f"rates.{network.embedding}"] = torch.full_like(network.base[network.embedding][0], self.inner_lr)
+            rates[f"rates.{network.embedding}"] = torch.full_like(params[network.embedding][0], self.inner_lr)
         return {**rates, "rates.head": torch.full((1,), self.inner_lr)}
 
     def bound(

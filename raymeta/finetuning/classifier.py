@@ -53,8 +53,8 @@ class Classifier:
         weight = float(self._tasks.measure(self._tasks.targets(inner.episodes[0].query).unsqueeze(0)))
         leaves = {n: p for n, p in fast.shared.items() if p.requires_grad}
         found = torch.autograd.grad(losses.sum() * weight, list(leaves.values()), allow_unused=True)
-        grads = inner.closed({n: g for n, g in zip(leaves, found, strict=True) if g is not None})
-        return PartGradient(grads, inner.rows.flatten(), weight, float(losses.detach().sum()) * weight)
+        grads, touched = inner.closed({n: g for n, g in zip(leaves, found, strict=True) if g is not None})
+        return PartGradient(grads, touched, weight, float(losses.detach().sum()) * weight)
 
     @torch.no_grad()
     def logits(self, params: Params, rows: Ints) -> Tensor:

@@ -120,7 +120,8 @@ def loaded(run: Run, workers: Workers) -> Network:
     torch.manual_seed(run.seed)
     outputs = max(part.tasks.outputs_for(part.tasks.ways[1]) for part in run.parts)
     slots = max(part.tasks.slots for part in run.parts)
-    network = run.backbone.load(outputs, run.seed, run.outer.train, slots).to(workers.device)
+    generates = any(part.tasks.generates for part in run.parts)
+    network = run.backbone.load(outputs, run.seed, run.outer.train, slots, generates).to(workers.device)
     run.algorithm.check(network)
     return network
 

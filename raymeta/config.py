@@ -28,7 +28,9 @@ from raymeta.model import Backbone
 from raymeta.outer import Outer
 from raymeta.parts import Corpora, Entry, Part, parts_of
 from raymeta.pretraining import Pretrain
+from raymeta.setfit import SetFit
 from raymeta.tasks import Range, Tasks
+from raymeta.tasks.classification import Classification
 
 
 class Validation(Section):
@@ -57,6 +59,8 @@ class Evaluate(Section):
     """Query examples a class; absent: as in training."""
     inner_steps: int | None = Field(None, ge=0)
     """Inner steps; absent: as in training."""
+    setfit: SetFit | None = None
+    """Measures SetFit beside the other rows, on classification tasks (with the extra `baselines`); absent: it is not."""
     classes_from: Literal["all", "task"] | None = None
     """Whether an episode's classes come from one task or from the whole split; absent: as in training."""
 
@@ -217,6 +221,13 @@ class Run(Section):
                 f"model.head: learned outputs cannot serve tasks of several kinds ({', '.join(answers.values())}); use prototype or zero, "
                 "which are made anew for each episode"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _setfit_classifies(self) -> Self:
+        kinds = [part.tasks.kind for part in self.parts if not isinstance(part.tasks, Classification)]
+        if self.evaluate.setfit and len(kinds) == len(self.parts):
+            raise ValueError(f"evaluate.setfit: SetFit classifies texts, and tasks.kind is {kinds[0]}; leave it out")
         return self
 
     @model_validator(mode="after")

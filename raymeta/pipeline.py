@@ -25,7 +25,7 @@ def run_to(run: Run, last: str) -> dict[str, Any] | None:
     if last == "pretrain":
         return None
     if last != "metatrain" and run.finetune and finished(run) is None:
-        connect(run.cluster)
+        connect(run.cluster, run.root)
         targets(run, not run.cluster.in_process, _silent)  # what is wrong with them is said before anything is trained
     result = metatrain(run)
     if last == "metatrain":

@@ -20,8 +20,10 @@ from raymeta.layers import Params
 from raymeta.metrics import Estimate, estimates, mean_of
 from raymeta.model import Network
 from raymeta.parts import Part, held_out, left_out, prepared
+from raymeta.setfit import SetFit, Tuner
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
+from raymeta.tasks.classification import Classification
 from raymeta.workers import Workers
 
 ROWS = {
@@ -29,9 +31,11 @@ ROWS = {
     "untrained": "not meta-trained, adapted alike",
     "prototype": "frozen nearest prototype",
     "unadapted": "meta-trained, not adapted",
+    "setfit": "SetFit",
 }
-"""The rows of an evaluation: their names in evaluation.json, and in the table. The last two are of one kind each: where an
-output means the same in every task there are no prototypes, and a head over new classes says nothing before it is adapted."""
+"""The rows of an evaluation: their names in evaluation.json, and in the table. `prototype` and `unadapted` are of one kind each:
+where an output means the same in every task there are no prototypes, and a head over new classes says nothing before it is
+adapted. `setfit` is there if it is asked for, of the first `setfit_episodes` episodes."""
 
 
 def scores(
@@ -52,6 +56,22 @@ def scores(
             fast = algorithm.adapt(inner, inner.opened(params), steps=inner_steps)
             outputs = inner.answers(inner.query_logits(fast))[0]
         mine.append((number, source.tasks.score(outputs.cpu(), episode.query, episode.classes)))
+    return _all_of(mine, workers)
+
+
+def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers) -> list[dict[str, float]]:
+    """The same of SetFit, which learns from the support sets of the first `episodes` episodes."""
+    mine = []
+    for number in share(0, episodes, workers.rank, workers.count):
+        episode = source.episode(number)
+        labels = source.tasks.targets(episode.support)
+        found = tuner.logits(episode.support, labels, episode.query, len(episode.classes), source.seed + number)
+        mine.append((number, source.tasks.score(found, episode.query, episode.classes)))
+    return _all_of(mine, workers)
+
+
+def _all_of(mine: list[tuple[int, dict[str, float]]], workers: Workers) -> list[dict[str, float]]:
+    """Every worker's episodes, by number."""
     return [
         found
         for _, found in sorted((pair for part in workers.gathered(mine) for pair in part), key=lambda pair: pair[0])
@@ -73,6 +93,8 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
     }
     if known and known.get("asked") == asked:
         return known
+    if run.evaluate.setfit:
+        run.evaluate.setfit.check()
     with checkpoint.locked(run.folder):
         connect(run.cluster, run.root)
         folders = prepared(
@@ -151,7 +173,7 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
     first = meta_parameters(run, network, workers)
     start = checkpoint.load(Path(payload["checkpoint"]))
     trained = {**first, **{n: p.to(workers.device) for n, p in fitting(start, first).items()}}
-    settings = []
+    settings, setfit = [], run.evaluate.setfit
     for shots in run.evaluate.shots or (None,):
         found = []
         for part, source in measured(run, payload["prepared"], shots):
@@ -168,6 +190,9 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
                     scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers)
                 )
                 network.head = head
+            if setfit and isinstance(source.tasks, Classification):
+                tuner = Tuner(setfit, run.backbone, workers.device)
+                rows["setfit"] = estimates(_setfit_scores(tuner, source, _setfit_episodes(run, setfit), workers))
             found.append((part, source.tasks, rows))
         settings += _settings(run, found)
     if workers.first:
@@ -177,6 +202,10 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
             json.dumps({**settings[0], "settings": settings, "asked": payload["asked"]}, indent=1), encoding="utf-8"
         )
         temporary.replace(path)
+
+
+def _setfit_episodes(run: Run, setfit: SetFit) -> int:
+    return min(setfit.episodes, run.evaluate.episodes)
 
 
 def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, dict[str, Estimate]]]]) -> list[dict[str, Any]]:
@@ -195,7 +224,9 @@ def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, dict[str, Estim
         )
     for part, tasks, rows in found:
         name = {"part": part.name} if len(run.parts) > 1 else {}
-        drawn = {"ways": _plain(tasks.ways), "shots": _plain(tasks.shots), "queries": tasks.queries}
+        drawn: dict[str, Any] = {"ways": _plain(tasks.ways), "shots": _plain(tasks.shots), "queries": tasks.queries}
+        if run.evaluate.setfit and "setfit" in rows:
+            drawn["setfit_episodes"] = _setfit_episodes(run, run.evaluate.setfit)
         settings.append({**name, **shape, **drawn, **_numbers(rows)})
     return settings
 
@@ -219,6 +250,8 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
     blocks = []
     for found in evaluation["settings"]:
         there = {row: label for row, label in ROWS.items() if row in found}
+        if "setfit_episodes" in found:
+            there["setfit"] += f" ({found['setfit_episodes']} episodes)"
         names = [n for n in found["metrics"] if "/" not in n]
         cells = [
             ["", *names],

@@ -89,7 +89,7 @@ def finetune(run: Run, start: Checkpoint | None = None) -> list[Result]:
         if found is None:
             folder = _folder(run, one, start)
             with checkpoint.locked(folder):
-                connect(run.cluster)
+                connect(run.cluster, run.root)
                 _launch(run, one, start, folder)
             found = _result(run, one, start)
             if found is None:

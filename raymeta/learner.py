@@ -181,6 +181,10 @@ class Adapted(Learner):
     def predict_proba(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> Any:
         """The probability of each output (`output_names` names them): an array [text, output], or where a text has several
         items, a list of arrays [item, output]."""
+        if self.tasks.fixed_outputs:
+            raise UserError(
+                f"probabilities are of classes, and the outputs of {self.tasks.kind} are none: use predict()"
+            )
         found: list[npt.NDArray[np.float64]] = []
         for scores, examples, _ in self._scored(columns, roles):
             sizes = self.tasks.items(examples)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raymeta.config import Run
 from raymeta.episodes import Episode
 from raymeta.errors import UserError
+from raymeta.learner import Learner
 from raymeta.model import Backbone
 from raymeta.stages.evaluate import evaluate, table
 from raymeta.stages.metatrain import metatrain
@@ -279,6 +280,14 @@ def test_a_run_of_questions_is_meta_trained_and_measured_beside_the_model_that_d
     assert {"metrics", "untrained", "unadapted"} <= found.keys()
     assert "prototype" not in found
     assert "meta-trained, not adapted" in table(found)
+    adapted = Learner.from_pretrained(run.folder).adapt(["where?", "what?"], [CONTEXT, CONTEXT], ["city bank", "book"])
+    questions, contexts = ["where is it?", "who?"], ["it is at the table now " * 30, "you"]
+    assert all(a and a in c for a, c in zip(adapted.predict(questions, contexts), contexts, strict=True))
+    with pytest.raises(UserError, match=r"the outputs of qa are none: use predict"):
+        adapted.predict_proba(questions, contexts)
+    adapted.save_pretrained(tmp_path / "exported")
+    again = Learner.from_pretrained(tmp_path / "exported")
+    assert again.predict(questions, contexts) == adapted.predict(questions, contexts)
     with pytest.raises(UserError, match=r"model.head: prototype makes outputs of class means.*use learned or zero"):
         Run.of({**settings, "model": {"name": tiny_tokenizer_folder, "head": "prototype"}})
     with pytest.raises(UserError, match="ways: an episode of qa is one task; leave ways out"):

@@ -114,8 +114,7 @@ class Walk(tune.Trainable):  # type: ignore[misc]
                     break
                 except Locked:  # a trial that shares the stage is at it, or this one's process before it is going
                     time.sleep(1)
-            if evaluation is not None:
-                self._end = self._objective.measured(evaluation)
+            self._end = self._objective.at_the_end(self._run, evaluation)
         except BaseException as error:
             self._error = error
 

@@ -74,7 +74,7 @@ def _scheduler(sweep: Sweep, before: Sequence[Trial]) -> TrialScheduler:
     if sweep.scheduler == "none":
         return FIFOScheduler()
     steps = sweep.judge.steps(sweep.run)
-    grace = sweep.grace_steps or max(1, min(steps, sweep.run.validation.every or steps))
+    grace = min(steps, sweep.grace_steps or sweep.judge.first_step(sweep.run))
     asha = ASHAScheduler(
         time_attr="step", metric="value", mode="min" if sweep.minimize else "max",
         max_t=steps + 1, grace_period=grace, reduction_factor=_REDUCTION,

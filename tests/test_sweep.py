@@ -8,10 +8,13 @@ from raymeta import nodes
 from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.objective import Objective, cost
+from raymeta.pipeline import run_to
+from raymeta.stages.finetune import finished as finetuned
 from raymeta.stages.metatrain import metatrain
 from raymeta.sweep import Sweep
 from raymeta.sweep_record import Record, best, by_cluster, table
 from raymeta.track import rows
+from tests.pretrained import run_of as pretraining
 
 SPACE = {"settings": {"algorithm.inner_lr": {"loguniform": [1e-3, 0.3]}}}
 
@@ -71,6 +74,46 @@ def test_what_a_run_cost_is_the_time_of_its_steps_and_validations_on_every_worke
     assert whole > sum(row.get("step_s", 0) for row in found) > 0
     assert cost(walked, "metatrain").worker_s == pytest.approx(whole)
     assert cost(walked.changed({"cluster": {"workers": 2}}), "metatrain").worker_s == pytest.approx(2 * whole)
+
+
+@pytest.fixture(scope="module")
+def tuned(walked):
+    """The same, fine-tuned on the intents that it has not seen."""
+    run = walked.changed({"finetune": {"epochs": 2, "shots": 2}})
+    assert run.folder == walked.folder
+    assert run_to(run, "finetune") is None
+    return run
+
+
+def test_by_itself_a_run_that_fine_tunes_is_judged_by_its_validation_after_that(tuned):
+    objective = Objective.of("", tuned)
+    assert str(objective) == "finetune.validation.accuracy"
+    (result,) = finetuned(tuned)
+    assert objective.at_the_end(tuned, None).value == result.found["validation"]["accuracy"]["mean"]
+    test = Objective.of("finetune.test.macro_f1", tuned).at_the_end(tuned, None)
+    assert test.value == result.found["test"]["macro_f1"]["mean"]
+    assert cost(tuned, "finetune").worker_s > cost(tuned, "metatrain").worker_s
+    with pytest.raises(UserError, match=r"finetune.test has no 'f1'.* \(there are: .*macro_f1"):
+        Objective.of("finetune.test.f1", tuned).at_the_end(tuned, None)
+    with pytest.raises(UserError, match="asha stops runs by what they come to on the way"):
+        sweep(tuned, scheduler="asha").check()
+
+
+def test_an_evaluation_is_judged_by_the_meta_trained_models_row(walked):
+    evaluation = run_to(walked.changed({"evaluate.episodes": 4}), "evaluate")
+    reading = Objective.of("evaluate.macro_f1", walked).at_the_end(walked, evaluation)
+    assert (reading.value, reading.ci95) == tuple(evaluation["metrics"]["macro_f1"].values())
+
+
+def test_pre_training_is_judged_by_its_newest_validation(tmp_path):
+    run = pretraining("bert", tmp_path)
+    run_to(run, "pretrain")
+    found = [row for row in rows(run.pretrained / "metrics.jsonl") if row.get("split") == "validation"]
+    objective = Objective.of("pretrain.validation.loss", run)
+    assert [(r.step, r.value) for r in objective.readings(run)] == [(row["step"], row["loss"]) for row in found]
+    assert objective.less_is_better
+    assert found[-1]["step"] == objective.steps(run) == run.pretrain.steps
+    assert cost(run, "pretrain").worker_s > 0
 
 
 @pytest.mark.parametrize(

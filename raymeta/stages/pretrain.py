@@ -81,7 +81,7 @@ def pretrain(run: Run) -> Result:
     checked(run.parts)
     folder = run.pretrained
     with checkpoint.locked(folder):
-        connect(run.cluster)
+        connect(run.cluster, run.root)
         store = _text(run, on_ray=not run.cluster.in_process)
         _look_ahead(run, store)
         (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")

@@ -165,6 +165,15 @@ def test_what_trains_is_the_encoder_or_what_adapts_and_the_output_layer(trained,
     assert layers <= set(found.grads)
 
 
+def test_a_soft_prompt_trains_and_reads_along(tmp_path, tiny_tokenizer_folder):
+    classifier, params = classifier_of(tmp_path, tiny_tokenizer_folder, adapt={"prompt": {"tokens": 3}})
+    assert "prompt.weight" in classifier.moving(params)
+    rows = classifier.target.train[:6]
+    assert classifier.gradient(params, rows, 0, 0).grads["prompt.weight"].abs().max() > 0
+    other = {**params, "prompt.weight": -params["prompt.weight"]}
+    assert not torch.allclose(classifier.logits(params, rows), classifier.logits(other, rows))
+
+
 HEADS: dict[str, Any] = {
     "plain": {"kind": "prototype", "scale": 0.3},
     "cosine": {"kind": "prototype", "scale": 5.0, "normalize": True},

@@ -44,7 +44,8 @@ class Classifier:
 
     def moving(self, params: Params) -> list[str]:
         """The names of the parameters that train."""
-        return [n for n in params if n in self.network.trained or n in (WEIGHT, BIAS)]
+        body = {n for n in self.network.trainable() if not n.startswith("head.")}
+        return [n for n in params if n in body or n in (WEIGHT, BIAS)]
 
     def gradient(self, params: Params, rows: Ints, seed: int, number: int) -> PartGradient:
         """Of the loss of these rows, in the parameters that train; seed and number: what dropout's masks are drawn from."""

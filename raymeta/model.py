@@ -135,10 +135,18 @@ class Backbone(Section):
         return module.get_encoder() if "decoder_input_ids" in inspect.signature(module.forward).parameters else module
 
     def _writer(self, path: str, keywords: dict[str, Any]) -> Any:
-        """A model with its output layer; raises UserError where the checkpoint has none."""
+        """A model with its output layer; raises UserError where the checkpoint has none, or reads both ways."""
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-        kind = AutoModelForSeq2SeqLM if keywords["config"].is_encoder_decoder else AutoModelForCausalLM
+        config = keywords["config"]
+        causal = getattr(config, "is_decoder", False) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if not (config.is_encoder_decoder or causal):
+            raise UserError(
+                f"model.name: {self.name!r} cannot write texts, for in a {config.model_type} type each token sees those after it; "
+                "name a model of GPT-2, Llama or T5 type"
+            )
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         module, found = loaded(self.name, lambda: kind.from_pretrained(path, output_loading_info=True, **keywords))
         if found["missing_keys"]:
             raise UserError(

@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.small import INTENTS, SENTENCES
 from tests.tiny import FAMILIES, save_model
+from tests.writers import WRITERS, save_writer
 
 __all__ = ["FAMILIES", "save_family"]
 _SPECIAL = {
@@ -16,11 +17,15 @@ _SPECIAL = {
 }  # fmt: skip
 
 
-def save_family(family: str, folder: Path, wordpiece: str) -> str:
-    """A model of `family` and its tokenizer in `folder`; BERT types have the WordPiece tokenizer in the folder `wordpiece`."""
+def save_family(family: str, folder: Path, wordpiece: str, writes: bool = False) -> str:
+    """A model of `family` and its tokenizer in `folder`; BERT types have the WordPiece tokenizer in the folder `wordpiece`.
+
+    writes: with an output layer over the vocabulary, if the family has one.
+    """
     tokenizer = _tokenizer(family, wordpiece)
     tokenizer.save_pretrained(folder)
-    return save_model(family, folder, vocabulary=len(tokenizer))
+    save = save_writer if writes and family in WRITERS else save_model
+    return save(family, folder, vocabulary=len(tokenizer))
 
 
 def _tokenizer(family: str, wordpiece: str) -> Any:

@@ -50,6 +50,11 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
                 "label": f"relation {i % 4}",
             })  # fmt: skip
         return rows
+    if kind in WRITING:
+        return [
+            {"source": f"show {word} {n}", "target": f"{word} is {task}", "task": task, "intent": f"find {word}", "definition": "say it"}
+            for task in ("here", "there", "today") for word in ("music", "table", "room", "bank") for n in range(4)
+        ]  # fmt: skip
     assert kind == "qa"
     return [
         {"question": "where is it?", "context": f"it is in {place} today and not there", "answer": place, "task": f"{i % 2}"}
@@ -64,18 +69,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qa": {"shots": 3, "queries": 3},
     "smlmt": {"ways": 3, "shots": 2, "queries": 2, "words": {"min_count": 6, "max_count": 100}},
 }
-"""Kinds whose answers a head over the states gives, and an episode of each."""
+"""An episode of each kind."""
+
+
+WRITING = ("translation", "summarization", "dialogue", "instructions")
+"""Kinds whose answers are texts."""
+SETTINGS |= {kind: {"shots": 3, "queries": 3, "max_target_length": 12} for kind in WRITING}
 
 
 def run_of(kind: str, family: str, folder: Path, wordpiece: str, **model: Any) -> Run:
     """A run of a kind with a tiny model of a family."""
     (folder / "rows.jsonl").write_bytes(as_jsonl(rows_of(kind)))
     corpus: dict[str, Any] = {"kind": "files", "path": str(folder / "rows.jsonl")}
-    if kind == "qa":
+    if kind in ("qa", *WRITING):
         corpus["columns"] = {"task": "task"}
+    name = save_family(family, folder, wordpiece, writes=kind in WRITING)
     return Run.of(
         {
-            "name": "pair", "model": {"name": save_family(family, folder, wordpiece), "max_length": 48, **model}, "corpus": corpus,
+            "name": "pair", "model": {"name": name, "max_length": 48, **model}, "corpus": corpus,
             "tasks": {"kind": kind, "split": {"validation": 1}, **SETTINGS[kind]}, "storage": str(folder),
             "algorithm": {"kind": "maml", "inner_steps": 2, "inner_lr": 0.01}, "cluster": "local-debug",
         }
@@ -132,9 +143,18 @@ def test_a_supported_pair_takes_meta_steps_of_second_order_and_adapting_lowers_i
 
 
 @pytest.mark.parametrize(("kind", "family"), [p for p in PAIRS if not TABLE[p]])
-def test_another_pair_is_refused_with_a_reason_before_anything_is_prepared(
+def test_another_pair_is_refused_with_a_reason_before_anything_is_learned(
     kind, family, tmp_path, tiny_tokenizer_folder
 ):
     run = run_of(kind, family, tmp_path, tiny_tokenizer_folder)
-    with pytest.raises(UserError, match=rf"{kind} masks words, and the tokenizer of model.name .* has no mask token"):
+    says = {
+        True: r"model\.name: .* cannot write texts",
+        False: rf"{kind} masks words, and the tokenizer of model.name .* has no mask token",
+    }[kind in WRITING]
+
+    def begun() -> None:
         prepared(run.parts, run.backbone, run.seed, tmp_path, on_ray=False, say=lambda _: None)
+        loaded(run, Workers())
+
+    with pytest.raises(UserError, match=says):
+        begun()

@@ -46,10 +46,10 @@ class Writing:
         return mean_cross_entropy(logits, targets, None)
 
 
-def writer(family: str, layers: int = 2, hidden: int = 8) -> Any:
+def writer(family: str, layers: int = 2, hidden: int = 8, vocabulary: int = VOCABULARY) -> Any:
     """A tiny model of `family` with its output layer and random weights, far from linear."""
     torch.manual_seed(0)
-    common: dict[str, Any] = {"vocab_size": VOCABULARY, "eos_token_id": END}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "eos_token_id": END}
     if family == "gpt2":
         model: Any = GPT2LMHeadModel(
             GPT2Config(**common, n_embd=hidden, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0)
@@ -69,7 +69,7 @@ def writer(family: str, layers: int = 2, hidden: int = 8) -> Any:
             )
         )  # fmt: skip
         if family.endswith("untied"):  # as T5 1.1's checkpoints are
-            model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, hidden) * 0.3)
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(vocabulary, hidden) * 0.3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -21,7 +21,7 @@ def run_all(run: Run) -> dict[str, Any]:
 def run_to(run: Run, last: str) -> dict[str, Any] | None:
     """As `run_all`, but ends after the stage `last`; gives the evaluation, if that is the last."""
     if run.pretrain:
-        pretrain(run)
+        print(pretrain(run).text())
     if last == "pretrain":
         return None
     if last != "metatrain" and run.finetune and finished(run) is None:

@@ -310,3 +310,34 @@ def test_the_verb_pretrains_and_tells_what_it_measured(tmp_path, monkeypatch, ca
     status, _, message = command(["pretrain", str(tmp_path / "run.yaml")], monkeypatch, capsys)
     assert status == 2
     assert "has no such section" in message
+
+
+def test_a_later_stage_asks_for_pretraining_where_it_is_not_done(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values("gpt2", tmp_path / "results")), encoding="utf-8")
+    status, _, message = command(["metatrain", str(tmp_path / "run.yaml")], monkeypatch, capsys)
+    assert status == 2
+    assert_is_a_message(message)
+    assert "not pre-trained to its end" in message
+    assert "raymeta pretrain" in message
+
+
+def test_text_that_changed_between_two_starts_is_said(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"line {i} of many" for i in range(40)), encoding="utf-8")
+    own = {"kind": "text", "path": str(path), "document": "line"}
+    run = run_of("gpt2", tmp_path, corpus=own, tokenizer={"kind": "byte_bpe", "size": 270}, steps=6)
+    row = Track.row
+
+    def end(self: Track, **numbers: Any) -> None:
+        if numbers["step"] == 6:
+            raise Ended
+        row(self, **numbers)
+
+    monkeypatch.setattr(Track, "row", end)
+    with pytest.raises(Ended):
+        pretrain(run)
+    monkeypatch.undo()
+    path.write_text(path.read_text(encoding="utf-8") + "\none more line", encoding="utf-8")
+    assert pretrain(run).measured["steps"] == 6
+    said = capsys.readouterr().out
+    assert "going on from step 5\nthe text has changed since then; what is left is trained on the new one" in said

@@ -89,6 +89,15 @@ def test_own_text_goes_by_tasks_columns_and_files_as_the_split_does(tmp_path):
     assert read(collected(tmp_path, Origin(by_file, None))) == read(by_column)  # named for its text, too
 
 
+def test_own_text_of_tasks_whose_classes_are_words_is_all_text_for_training(tmp_path):
+    rows = [{**row, "part": ["train", "dev"][i % 2]} for i, row in enumerate(INTENTS)]
+    corpus = files(tmp_path, rows)
+    words = own(corpus, {"of": "class", "validation": 5}, "smlmt")
+    assert read(collected(tmp_path, words)) == {row["text"] for row in rows}
+    by_column = own(corpus, {"column": "part", "train": "train", "validation": "dev"}, "smlmt")
+    assert read(collected(tmp_path, by_column)) == {row["text"] for row in rows if row["part"] == "train"}
+
+
 def test_a_document_that_occurs_twice_is_read_once_and_is_on_one_side(tmp_path):
     texts = [f"text {i % 40}" for i in range(100)]
     one = files(tmp_path, [{"text": t} for t in texts])

@@ -22,7 +22,7 @@ from raymeta.errors import HERE, Place, UserError, did_you_mean
 from raymeta.prepare import Chunk, Read, check, mapped, task_fault
 from raymeta.sorting import Part, accepted, codes
 from raymeta.splits import assigned
-from raymeta.tasks import Tasks
+from raymeta.tasks import Split, Tasks
 
 Sides = npt.NDArray[np.int8]
 """For each row: 0 to train on, 1 held out, -1 neither."""
@@ -82,9 +82,15 @@ class Origin:
     @property
     def by_class(self) -> bool:
         """Whether it takes a row's classes to know what it is for."""
-        split = self.tasks.split if self.tasks else None
-        listed = split is not None and any(getattr(split, s) is not None for s in SPLITS)
-        return listed and split is not None and split.of == "class" and not split.column
+        split = self.split
+        return split.of == "class" and not split.column and any(getattr(split, s) is not None for s in SPLITS)
+
+    @property
+    def split(self) -> Split:
+        """How rows are shared out; where classes are words of a text (`Tasks.bounds`), texts are not shared out by them."""
+        split = self.tasks.split if self.tasks else Split()
+        shared = self.tasks is not None and self.tasks.bounds is not None
+        return Split() if shared and split.of == "class" and not split.column else split
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,7 @@ def _for_training(
     if origin.by_class:
         classes, held, holders = codes([c.flatten() for c in columns["classes"]], columns["classes"])
     start = np.concatenate([[0], np.cumsum(holders)])
-    side = assigned(origin.tasks.split, seed, classes, tasks, origins, held, start, task, by_origin)
+    side = assigned(origin.split, seed, classes, tasks, origins, held, start, task, by_origin)
     learned = np.unique(held[np.repeat(side == 0, holders)]).tolist() if origin.by_class else []
     return side == 0, [classes[c] for c in learned]
 

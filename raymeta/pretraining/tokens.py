@@ -134,7 +134,7 @@ def _key(pretrain: Pretrain, model: Backbone, read: list[Origin], seed: int) -> 
             parts += [
                 own,
                 origin.tasks.fingerprint(),
-                seed if origin.by_class or origin.tasks.split.of == "task" else None,
+                seed if origin.by_class or origin.split.of == "task" else None,
             ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

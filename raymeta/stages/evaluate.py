@@ -21,6 +21,7 @@ from raymeta.metrics import Estimate, estimates, mean_of
 from raymeta.model import Network
 from raymeta.parts import Part, held_out, left_out, prepared
 from raymeta.setfit import SetFit, Tuner
+from raymeta.stages.pretrain import ready
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
 from raymeta.tasks.classification import Classification
@@ -95,6 +96,7 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
         return known
     if run.evaluate.setfit:
         run.evaluate.setfit.check()
+    ready(run)
     with checkpoint.locked(run.folder):
         connect(run.cluster, run.root)
         folders = prepared(

@@ -24,6 +24,7 @@ from raymeta.model import Network
 from raymeta.prepare import prepare
 from raymeta.stages.evaluate import fitting, loaded, meta_parameters
 from raymeta.stages.metatrain import finished as metatrained
+from raymeta.stages.pretrain import ready
 from raymeta.tasks import Split, Tasks
 from raymeta.track import Follow
 from raymeta.workers import Workers
@@ -82,6 +83,7 @@ def finetune(run: Run, start: Checkpoint | None = None) -> list[Result]:
 
     start: a checkpoint of the run's model, in place of what `finetune.start` says. Raises UserError for a mistake in the run.
     """
+    ready(run)
     sections, start = _asked(run, start)
     results = []
     for one in sections:

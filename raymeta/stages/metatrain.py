@@ -19,6 +19,7 @@ from raymeta.model import Network
 from raymeta.outer import OuterLoop, OuterStep
 from raymeta.parts import checked, held_out, left_out, prepared, training
 from raymeta.stages.evaluate import loaded, meta_parameters, scores
+from raymeta.stages.pretrain import ready
 from raymeta.stream import Mixture, steps
 from raymeta.track import Follow, Track
 from raymeta.workers import Workers
@@ -64,6 +65,7 @@ def metatrain(run: Run) -> Result:
     if done:
         print(f"meta-training is done: {done.last.folder}")
         return done
+    ready(run)
     checked(run.parts)
     with checkpoint.locked(run.folder):
         connect(run.cluster, run.root)

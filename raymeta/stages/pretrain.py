@@ -71,6 +71,14 @@ def finished(run: Run) -> Result | None:
     return Result(folder) if (folder / "pretrain.json").is_file() and (folder / "model").is_dir() else None
 
 
+def ready(run: Run) -> None:
+    """Raises UserError where a later stage is asked for and the model is not pre-trained yet."""
+    if run.pretrain and finished(run) is None:
+        raise UserError(
+            f"pretrain: the run's model is not pre-trained to its end ({run.pretrained}); `raymeta run` or `raymeta pretrain` does that first"
+        )
+
+
 def pretrain(run: Run) -> Result:
     """Pre-trains the run's model, going on from its newest checkpoint; raises UserError for a mistake in the run."""
     assert run.pretrain is not None
@@ -88,6 +96,8 @@ def pretrain(run: Run) -> Result:
         start = checkpoint.newest(folder / "checkpoints", say=_silent)
         if start:
             print(f"going on from step {start.step}")
+            if start.state["text"] != store.folder.name:
+                print("the text has changed since then; what is left is trained on the new one")
         payload = {
             "run": run.model_dump(mode="json"), "folder": str(folder), "text": str(store.folder), "start": start.step if start else 0,
         }  # fmt: skip
@@ -271,7 +281,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         if last or (section.validation_every and loop.step % section.validation_every == 0):
             _validate(model, held, section, workers, track, loop.step)
         if workers.first and (last or loop.step % section.save_every == 0):
-            state = {"best": None, "tokens": tokens}
+            state = {"best": None, "tokens": tokens, "text": store.folder.name}
             checkpoint.save(
                 folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep
             )

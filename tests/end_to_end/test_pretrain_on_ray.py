@@ -1,5 +1,7 @@
 """Pre-training on Ray's workers walks the path that it walks in this process."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from raymeta import checkpoint
 from raymeta.config import Run
 from raymeta.pretraining.rows import Rows, from_table
 from raymeta.pretraining.tokens import tokenized
-from raymeta.stages.pretrain import Result, own_text, pretrain
+from raymeta.stages.pretrain import Result, finished, own_text, pretrain
 from raymeta.stream import numbered
 from raymeta.track import rows
+from tests.end_to_end.commands import ended, start, wait_for, written
 from tests.end_to_end.conftest import workers
 from tests.pretrained import frame_of, run_of, silent, text_of, values
 
@@ -56,3 +59,30 @@ def test_text_and_rows_are_the_same_through_ray_data(tmp_path: Path) -> None:
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
             assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in other.items()}
+
+
+@pytest.mark.slow
+def test_a_killed_pretraining_on_two_workers_started_again_ends_where_an_unbroken_one_does(
+    tmp_path: Path, ray_folder: Path
+) -> None:
+    section = {"steps": 400, "save_every": 20, "validation_every": 0, "dropout": 0.1}
+    environment = {"RAY_TMPDIR": str(ray_folder)}
+    results = []
+    for name in ("broken", "whole"):
+        settings = {**values("gpt2", tmp_path / name, **section), "cluster": workers(2)}
+        command = ("pretrain", written(settings, tmp_path / f"{name}.yaml"))
+        run = Run.of(settings)
+        process = start(*command, environment=environment)
+        if name == "broken":
+            wait_for(run.pretrained / "checkpoints" / "step_000040", process)
+            os.kill(process.pid, signal.SIGKILL)
+            ended(process)
+            assert finished(run) is None
+            process = start(*command, environment=environment)
+        status, said = ended(process)
+        assert status == 0, said
+        assert ("going on from step" in said) == (name == "broken")
+        result = finished(run)
+        assert result is not None
+        results.append((result.model / "model.safetensors").read_bytes())
+    assert results[0] == results[1]

@@ -3,16 +3,24 @@
 In a notebook, `import raymeta as rm`: each name below is imported when it is first used, so that importing raymeta is fast.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymeta.config import Run
     from raymeta.learner import Adapted, Learner
+    from raymeta.notebook import episodes, evaluate
+    from raymeta.pipeline import run_all
+    from raymeta.stages.metatrain import metatrain
 
 __version__ = "0.1.0"
 
-_PLACES = {"Run": "raymeta.config", "Learner": "raymeta.learner", "Adapted": "raymeta.learner"}
+_PLACES = {
+    "Adapted": "raymeta.learner", "Learner": "raymeta.learner", "Run": "raymeta.config",
+    "evaluate": "raymeta.notebook", "metatrain": "raymeta.stages.metatrain", "run_all": "raymeta.pipeline",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -22,7 +30,21 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    return sorted({*globals(), *__all__})
 
 
-__all__ = ["Adapted", "Learner", "Run"]
+class _Package(ModuleType):
+    """This package, in which `episodes` is the function, though a module has that name too."""
+
+    @property
+    def episodes(self) -> Any:
+        return import_module("raymeta.notebook").episodes
+
+    @episodes.setter
+    def episodes(self, module: ModuleType) -> None:
+        """Importing the module sets it, and changes nothing."""
+
+
+sys.modules[__name__].__class__ = _Package
+
+__all__ = ["Adapted", "Learner", "Run", "episodes", "evaluate", "metatrain", "run_all"]

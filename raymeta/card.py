@@ -23,9 +23,9 @@ def card(title: str, kind: str, loads: str, about: Mapping[str, Any], classes: S
     parts = [f"---\n{yaml12.dump(front)}---", f"# {title}", _what(base, classes, shown, about)]
     parts += ["## How to load it", _loading(kind, loads, own, pipeline, classes is not None)]
     if about.get("evaluation"):
-        parts += ["## What was measured", *_evaluation(about["evaluation"])]
+        parts += ["## What was measured", *evaluation_tables(about["evaluation"])]
     if about.get("report"):
-        parts += ["## What was measured" if not about.get("evaluation") else "", *_report(about["report"])]
+        parts += ["## What was measured" if not about.get("evaluation") else "", *report_tables(about["report"])]
     if about.get("settings"):
         parts += ["## How it was made", f"```yaml\n{yaml12.dump(about['settings']).strip()}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -68,7 +68,7 @@ def _loading(kind: str, loads: str, own: bool, pipeline: str, adapted: bool) -> 
     return f"{text}\n\nWith raymeta:\n\n```python\nfrom raymeta import {name}\n\n{more}\n{use}\n```"
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
+def evaluation_tables(evaluation: Mapping[str, Any]) -> list[str]:
     parts = []
     for found in evaluation["settings"]:
         names = [n for n in found["metrics"] if "/" not in n]
@@ -87,7 +87,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _report(report: Mapping[str, Any]) -> list[str]:
+def report_tables(report: Mapping[str, Any]) -> list[str]:
     parts = [
         f"On {report['rows']} texts of its own task that it was not trained on, in % with 95 % intervals: "
         + ", ".join(f"{name} {_interval(found)}" for name, found in report["headline"].items())
@@ -104,7 +104,7 @@ def _report(report: Mapping[str, Any]) -> list[str]:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column to the left, numbers to the right."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "| --- |" + " ---: |" * (len(head) - 1), *lines[1:]])
 
 

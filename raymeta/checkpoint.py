@@ -110,6 +110,14 @@ def newest(root: Path, say: Any = print) -> Checkpoint | None:
     return None
 
 
+def best(root: Path) -> Checkpoint | None:
+    """The best checkpoint under `root` by validation (the newest, where nothing was validated), or None."""
+    last = newest(root)
+    if last is None or not last.state.get("best"):
+        return last
+    return load(root / f"step_{last.state['best']['step']:06d}")
+
+
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`; raises UserError where it is incomplete or damaged."""
     try:

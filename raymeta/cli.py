@@ -214,6 +214,24 @@ def jobs(
 
 
 @app.command()
+def report(
+    where: Annotated[list[str], typer.Argument(metavar="DIR...", help="folders of runs, or folders that hold some")],
+    to: Annotated[
+        str | None, typer.Option("--to", help="a folder; absent: `report`, in the run's folder or here")
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=0, help="episodes on which each inner step is measured, where it was not yet; 0: none")
+    ] = 100,
+) -> None:
+    """Write report.md with plots of one or several runs, and print their tables."""
+    from raymeta.report import report as write
+
+    text, path = write(where, Path(to).expanduser() if to else None, episodes)
+    print(text)
+    print(f"\nwritten to {path}")
+
+
+@app.command()
 def check(run: RunName, overrides: Overrides = None) -> None:
     """Validate a run, print it with its defaults, its sizes and a sample episode; starts no cluster."""
     from raymeta.checks import check as look
@@ -259,12 +277,10 @@ def _load(run: str, overrides: list[str] | None, tell: bool = True):  # type: ig
 
 
 def _print_table(run, evaluation) -> None:  # type: ignore[no-untyped-def]
-    from raymeta.stages.evaluate import table
-    from raymeta.tasks.entities import Entities
+    from raymeta.stages.evaluate import text
 
     print()
-    entities = {part.name for part in run.parts if isinstance(part.tasks, Entities)}
-    print(table(evaluation, frozenset(entities) if len(run.parts) > 1 else bool(entities)))
+    print(text(run, evaluation))
     print(f"\nwritten to {run.folder / 'evaluation.json'}")
 
 

@@ -53,11 +53,9 @@ def found(where: str | Path, device: torch.device, part: str | None) -> Kept:
     if (folder / "state.json").is_file():
         return of_checkpoint(checkpoint.load(folder), device, part)
     if (folder / "checkpoints").is_dir():
-        last = checkpoint.newest(folder / "checkpoints")
-        if last is None:
+        start = checkpoint.best(folder / "checkpoints")
+        if start is None:
             raise UserError(f"{folder} has no checkpoint yet; run it first")
-        best = last.state.get("best")
-        start = checkpoint.load(last.folder.parent / f"step_{best['step']:06d}") if best else last
         return of_checkpoint(start, device, part)
     raise UserError(
         f"{folder} is no checkpoint, no run's folder and no folder that raymeta exported; give one, like results/NAME-HASH"

@@ -25,6 +25,7 @@ from raymeta.stages.pretrain import ready
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
 from raymeta.tasks.classification import Classification
+from raymeta.tasks.entities import Entities
 from raymeta.workers import Workers
 
 ROWS = {
@@ -241,6 +242,12 @@ def _numbers(rows: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
 
 def _plain(bounds: tuple[int, int]) -> int | list[int]:
     return bounds[0] if bounds[0] == bounds[1] else list(bounds)
+
+
+def text(run: Run, evaluation: dict[str, Any]) -> str:
+    """The evaluation of a run as text."""
+    entities = {part.name for part in run.parts if isinstance(part.tasks, Entities)}
+    return table(evaluation, frozenset(entities) if len(run.parts) > 1 else bool(entities))
 
 
 def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) -> str:

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from raymeta import checkpoint
+from raymeta import checkpoint, plots
 from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
@@ -21,7 +21,7 @@ from raymeta.parts import checked, held_out, left_out, prepared, training
 from raymeta.stages.evaluate import loaded, meta_parameters, scores
 from raymeta.stages.pretrain import ready
 from raymeta.stream import Mixture, steps
-from raymeta.track import Follow, Track
+from raymeta.track import Follow, Track, rows
 from raymeta.workers import Workers
 
 
@@ -37,6 +37,10 @@ class Result:
     def checkpoint(self) -> Checkpoint:
         """The best checkpoint by validation (the last, where nothing was validated)."""
         return self.best
+
+    def plot(self) -> Any:
+        """The learning curve, as a matplotlib figure (the extra `report`)."""
+        return plots.learning(rows(self.folder / "metrics.jsonl"), str(self.last.state["metric"]))
 
 
 def finished(run: Run) -> Result | None:

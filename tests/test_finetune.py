@@ -387,6 +387,7 @@ MISTAKES = [
     Case("no row to test", ["finetune.held_out={test: 0}"], ["the held-out classes has no row to test", "finetune.held_out"]),
     Case("no row to validate", ["finetune.held_out={validation: 0}"], ["finetune.patience: 5", "null"]),
     Case("a corpus without its file", ["finetune.corpus={kind: files, path: /nowhere.jsonl}"], ["/nowhere.jsonl"]),
+    Case("classes made anew", ["finetune.tasks={kind: smlmt}"], ["finetune.tasks", "smlmt", "kind: classification"]),
     Case("texts to be written", ["finetune.tasks={kind: translation}"], ["finetune.tasks", "translation", "fixed classes"]),
 ]  # fmt: skip
 

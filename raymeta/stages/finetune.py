@@ -208,6 +208,13 @@ def _target(run: Run, one: Finetune, on_ray: bool, say: Callable[[str], None]) -
 
 def _launch(run: Run, one: Finetune, start: Checkpoint | None, folder: Path) -> None:
     target = _target(run, one, not run.cluster.in_process, print)
+    shares = -(-one.batch_size // one.texts_at_once)
+    if shares < run.cluster.fewest:
+        print(
+            f"finetune.texts_at_once: a batch of {one.batch_size} rows makes {shares} part(s) of {one.texts_at_once}, so "
+            f"{run.cluster.fewest - shares} of {run.cluster.fewest} workers have nothing to do; "
+            f"lower it to {max(one.batch_size // run.cluster.fewest, 1)}"
+        )
     (folder / "run.yaml").write_text(run.yaml(), encoding="utf-8")
     payload = {
         "run": run.model_dump(mode="json"), "finetune": one.model_dump(mode="json"), "folder": str(folder), "prepared": target.folder,

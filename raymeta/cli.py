@@ -139,11 +139,12 @@ def tune(
     from raymeta.sweep import Sweep
     from raymeta.tune import tune as sweep
 
+    named = cluster or []
     asked = Sweep.of(
         {
-            "run": _load(run, overrides, tell=False), "space": load(space), "space_name": space, "trials": trials,
+            "run": _load(run, [*(f"cluster={name}" for name in named[:1]), *(overrides or [])], tell=False), "space": load(space), "space_name": space, "trials": trials,
             "max_concurrent": max_concurrent, "searcher": searcher, "scheduler": scheduler, "grace_steps": grace_steps,
-            "objective": objective, "mode": mode, "budget_s": budget_s, "clusters": cluster or [],
+            "objective": objective, "mode": mode, "budget_s": budget_s, "clusters": named if len(named) > 1 else [],
         }
     )  # fmt: skip
     if not any(trial.state == "finished" for trial in sweep(asked, resume)):

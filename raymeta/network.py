@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from transformers import GenerationConfig
 
 from raymeta import trials
 from raymeta.adapt import PROMPT, Prompt, chosen
@@ -98,8 +99,6 @@ class Network:
         self.backbone, self.head, self.pooling, self.outputs = backbone, backbone.head, pooling, outputs
         self.module = self.plain = module
         self.config = cast(Any, module.config)
-        module.requires_grad_(False)
-        module.eval()
         _mended(module)
         tokens = module.get_input_embeddings()  # type: ignore[operator]
         self.embedding = next(n for n, p in module.named_parameters() if p is tokens.weight)
@@ -180,6 +179,14 @@ class Network:
             return {}
         names = {"output.weight": None if self.whole else self.output.weight, "output.bias": self.output.bias}
         return {local: name for local, name in names.items() if name}
+
+    def head_name(self, leaf: str) -> str:
+        """The name among all parameters of a head's `weight` or `bias`: of the output layer, where that is the head."""
+        if self.output is None:
+            return f"head.{leaf}"
+        name = self.output.weight if leaf == "weight" else self.output.bias
+        assert name is not None
+        return name
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Linear layers whose weight adapts and is used once in a forward: name -> (in, out)."""
@@ -455,6 +462,11 @@ def _looked_up(table: Tensor, layout: Layout) -> Tensor:
 
 
 def _mended(module: nn.Module) -> None:
+    """Sees that nothing in a loaded module spoils gradients, and that what it writes depends on its parameters alone."""
+    module.requires_grad_(False)
+    module.eval()
+    if getattr(module, "generation_config", None) is not None:
+        module.generation_config = GenerationConfig()  # a checkpoint's own may punish repetition, say
     for layer in module.modules():
         if isinstance(layer, nn.Embedding):
             layer.padding_idx = None  # else the gradient of that row would be dropped

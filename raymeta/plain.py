@@ -16,7 +16,8 @@ from raymeta.model import Network
 
 
 def whole(inner: Inner, fast: Fast, params: Params) -> Params:
-    """`params` with what has adapted to the only task of `inner` in its place; the task's head is `head.weight`, `head.bias`.
+    """`params` with what has adapted to the only task of `inner` in its place; the task's head is `head.weight`, `head.bias`
+    (where it is the model's own output layer, that).
 
     The dual form of a layer is W_0 - sum_s D_s^T X_s (`raymeta.layers`), here added up.
     """
@@ -29,7 +30,7 @@ def whole(inner: Inner, fast: Fast, params: Params) -> Params:
     for name, (inputs, grads) in fast.history.items():
         moved = grads[0].detach().to(network.dtype).mT @ inputs[0].detach().to(network.dtype)
         found[f"{name}.weight"] = found[f"{name}.weight"] - (moved.mT if network.transposed(name) else moved)
-    return found | {f"head.{n}": w.detach().squeeze(0) for n, w in fast.head.items()}
+    return found | {network.head_name(n): w.detach().squeeze(0) for n, w in fast.head.items()}
 
 
 def bound(

@@ -161,3 +161,24 @@ def query_loss(algorithm: Any, network: Network, episodes: list[Episode], params
     inner = algorithm.bound(network, Writing(), episodes)
     fast = algorithm.adapt(inner, inner.opened(params, learn=False), **options)
     return inner.query_losses(inner.query_logits(fast)).sum()
+
+
+def plain_answers(model: Any, sources: Examples, limit: int) -> list[list[int]]:
+    """The likeliest token each time by the model's own forward over all tokens, one text after the other."""
+    answers = []
+    for source in texts(sources.ids, sources.lengths):
+        row, said = source, []
+        while len(said) < limit:
+            with torch.no_grad():
+                if model.config.is_encoder_decoder:
+                    known = torch.tensor([[0, *said]])
+                    logits = model(input_ids=source[None], decoder_input_ids=known, use_cache=False).logits
+                else:
+                    logits = model(input_ids=row[None], use_cache=False).logits
+            token = int(logits[0, -1].argmax())
+            if token == END:
+                break
+            said.append(token)
+            row = torch.cat([row, torch.tensor([token])])
+        answers.append(said)
+    return answers

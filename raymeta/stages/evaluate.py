@@ -20,13 +20,16 @@ from raymeta.layers import Params
 from raymeta.metrics import Estimate, estimates, mean_of
 from raymeta.model import Network
 from raymeta.parts import Part, held_out, left_out, prepared
+from raymeta.plain import whole
 from raymeta.setfit import SetFit, Tuner
 from raymeta.stages.pretrain import ready
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
+from raymeta.tasks._text_to_text import Generation
 from raymeta.tasks.classification import Classification
 from raymeta.tasks.entities import Entities
 from raymeta.workers import Workers
+from raymeta.writing import end_of, written
 
 ROWS = {
     "metrics": "meta-trained",
@@ -48,16 +51,32 @@ def scores(
     episodes: int,
     inner_steps: int | None,
     workers: Workers,
+    written_out: bool = False,
 ) -> list[dict[str, float]]:
-    """The metrics of episodes 0 ... episodes - 1 of `source`, each adapted from `params`; every worker gets all of them."""
+    """The metrics of episodes 0 ... episodes - 1 of `source`, each adapted from `params`; every worker gets all of them.
+
+    written_out: of kinds whose answers are texts, those of the texts that the model writes, too.
+    """
     mine = []
+    tokenizer = network.backbone.tokenizer() if written_out and source.tasks.generates else None
     for number in share(0, episodes, workers.rank, workers.count):
         episode = source.episode(number)
         with torch.no_grad():
             inner = algorithm.bound(network, source.tasks, [episode.to(workers.device)], learn=False)
             fast = algorithm.adapt(inner, inner.opened(params), steps=inner_steps)
             outputs = inner.answers(inner.query_logits(fast))[0]
-        mine.append((number, source.tasks.score(outputs.cpu(), episode.query, episode.classes)))
+        found = source.tasks.score(outputs.cpu(), episode.query, episode.classes)
+        if tokenizer is not None and isinstance(source.tasks, Generation):
+            answers = written(
+                network,
+                whole(inner, fast, params),
+                episode.query,
+                end_of(episode.query),
+                source.tasks.max_target_length,
+            )
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            found |= source.tasks.score_texts(texts, episode.query, episode.classes)
+        mine.append((number, found))
     return _all_of(mine, workers)
 
 
@@ -190,7 +209,7 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
                 if name == "prototype":
                     algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
                 rows[name] = estimates(
-                    scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers)
+                    scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers, written_out=True)
                 )
                 network.head = head
             if setfit and isinstance(source.tasks, Classification):

@@ -263,6 +263,11 @@ def test_a_loss_that_is_not_finite_names_the_rate(tmp_path):
         pretrain(run)
 
 
+def test_held_out_rows_without_a_masked_token_are_one_message(tmp_path):
+    with pytest.raises(UserError, match=r"pretrain\.validation_share: in the \d+ held-out rows no token"):
+        pretrain(run_of("roberta", tmp_path, mask_rate=1e-6))
+
+
 MINI = {"steps": 2, "length": 32, "validation_share": 0.1}
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("no text", {"corpus": {"kind": "text", "path": "{here}/empty.txt"}}, "pretrain.corpus: .*empty.txt is empty"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from raymeta.metrics import estimate_of_ratio
 from raymeta.pretraining.losses import LanguageModel
+from raymeta.pretraining.measures import perplexity
 from raymeta.pretraining.models import started
 from raymeta.pretraining.rows import Row, Rows
-from raymeta.stages.pretrain import _perplexity, estimate_of_ratio
 from tests.pretrained import OBJECTIVES, frame_of, run_of, text_of, tokenizer_of
 
 
@@ -173,7 +174,7 @@ def test_bf16_is_near_float32(folder):
 
 def test_perplexity_is_the_exponential_of_the_mean_loss_and_its_interval_is_over_rows():
     loss, tokens = [10.0, 30.0, 26.0], [4, 9, 7]
-    found = _perplexity(estimate_of_ratio(loss, tokens))
+    found = perplexity(estimate_of_ratio(loss, tokens))
     mean = 66 / 20
     assert found["loss"] == pytest.approx(mean)
     assert found["perplexity"] == pytest.approx(math.exp(mean))
@@ -181,7 +182,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_and_its_interval_is_over
     half = 1.96 * math.sqrt(sum(r * r for r in residuals) / 2 / 3) / (20 / 3)
     assert found["loss_ci95"] == pytest.approx(half)
     assert found["perplexity_ci95"] == pytest.approx([math.exp(mean - half), math.exp(mean + half)])
-    assert _perplexity(estimate_of_ratio([2.0], [1]))["perplexity_ci95"] is None
+    assert perplexity(estimate_of_ratio([2.0], [1]))["perplexity_ci95"] is None
 
 
 def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says():

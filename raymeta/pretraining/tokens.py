@@ -24,7 +24,7 @@ from raymeta.errors import Place, UserError
 from raymeta.model import Backbone
 from raymeta.prepare import mapped
 from raymeta.pretraining import Pretrain
-from raymeta.pretraining.texts import Collected, Origin, Sides, collect, rows_of
+from raymeta.pretraining.texts import Origin, Sides, collect, rows_of
 from raymeta.pretraining.vocabulary import trained
 from raymeta.sorting import Part, accepted
 
@@ -279,6 +279,3 @@ def _account(made: TokenStore) -> list[str]:
     if any(of["bad"] for of in summary["origins"]):
         lines.append(f"  bad rows are named in {made.folder / 'quarantine.jsonl'}")
     return lines
-
-
-__all__ = ["SENTENCE", "SIDES", "WORD", "Collected", "Documents", "Side", "TokenStore", "flags", "origins", "tokenized"]

@@ -18,19 +18,19 @@ from raymeta.cluster import connect, launch
 from raymeta.config import Run
 from raymeta.episodes import generator
 from raymeta.errors import UserError
-from raymeta.metrics import Estimate, estimate_of_ratio
 from raymeta.outer import Outer, OuterLoop
 from raymeta.parts import Part, checked, held_out, prepared, training
 from raymeta.pretraining import Pretrain
 from raymeta.pretraining.frames import framed
 from raymeta.pretraining.losses import LanguageModel
+from raymeta.pretraining.measures import measured, percent, step_line, validation_line
 from raymeta.pretraining.models import configuration, saved, started
 from raymeta.pretraining.rows import Row, Rows, from_table
 from raymeta.pretraining.texts import Origin
 from raymeta.pretraining.tokens import TokenStore, origins, tokenized
 from raymeta.store import Prepared
 from raymeta.stream import Mixture, numbered, share
-from raymeta.track import Follow, Track, duration
+from raymeta.track import Follow, Track
 from raymeta.track import rows as rows_of
 from raymeta.workers import Workers
 
@@ -57,11 +57,11 @@ class Result:
         found = self.measured
         before, after = found["before"], found["after"]
         low, high = after["perplexity_ci95"] or (math.nan, math.nan)
-        pairs = f"; pairs told apart {_percent(after, 'nsp_accuracy')}" if "nsp_accuracy" in after else ""
+        pairs = f"; pairs told apart {percent(after, 'nsp_accuracy')}" if "nsp_accuracy" in after else ""
         return (
             f"perplexity of held-out text: {before['perplexity']:.1f} before, {after['perplexity']:.1f} ({low:.1f} to {high:.1f}) after "
             f"{found['steps']} steps with {found['tokens'] / 1e6:.2f} M tokens ({after['rows']} rows, {after['tokens']} scored tokens; "
-            f"right {_percent(after, 'accuracy')}{pairs})\nmodel: {self.model}"
+            f"right {percent(after, 'accuracy')}{pairs})\nmodel: {self.model}"
         )
 
 
@@ -268,7 +268,9 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         if track:
             packs = "" if model.packs else "; this model's rows hold one text each, padded"
             track.row(step=0, said=["; ".join(said) + packs], rows_a_pass=len(train))
-        _validate(model, held, section, workers, track, 0)
+        found = measured(model, held, section, workers)
+        if track:
+            track.row(step=0, split="validation", **found)
     began = time.perf_counter()
     for rows in _stream(train, loop.step, section, workers):
         waited = time.perf_counter() - began
@@ -279,7 +281,9 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
             track.row(step=loop.step, **found, tokens_per_s=found["tokens"] / seconds, step_s=seconds, wait_s=waited)
         last = loop.step == section.steps
         if last or (section.validation_every and loop.step % section.validation_every == 0):
-            _validate(model, held, section, workers, track, loop.step)
+            measures = measured(model, held, section, workers)
+            if track:
+                track.row(step=loop.step, split="validation", **measures)
         if workers.first and (last or loop.step % section.save_every == 0):
             state = {"best": None, "tokens": tokens, "text": store.folder.name}
             checkpoint.save(
@@ -353,46 +357,6 @@ def _scored(row: Row) -> tuple[int, int, int]:
     return answer or len(row.get("places", ())), pairs, len(row["ids"]) + answer
 
 
-def _validate(
-    model: LanguageModel, held: Rows, section: Pretrain, workers: Workers, track: Track | None, step: int
-) -> None:
-    """Measures held-out rows, always the same with the same masks, and writes what was found."""
-    count = min(section.validation_rows, len(held))
-    numbers = list(share(0, count, workers.rank, workers.count))
-    mine: list[tuple[float, ...]] = []
-    model.module.eval()
-    with torch.no_grad():
-        for at in range(0, len(numbers), section.at_once):
-            due = numbers[at : at + section.at_once]
-            found = model.sums([held.row(n) for n in due])
-            sums = (found.loss, found.tokens, found.hits, found.pair_loss, found.pairs, found.pair_hits)
-            mine += zip(due, *(t.double().tolist() for t in sums), strict=True)
-    everyone = sorted(row for part in workers.gathered(mine) for row in part)
-    if track:
-        loss, tokens, hits, pair_loss, pairs, pair_hits = (list(of) for of in list(zip(*everyone, strict=True))[1:])
-        row = {"rows": len(everyone), "tokens": int(sum(tokens)), **_perplexity(estimate_of_ratio(loss, tokens))}
-        row |= _named("accuracy", estimate_of_ratio(hits, tokens))
-        if sum(pairs):
-            row |= _named("nsp_loss", estimate_of_ratio(pair_loss, pairs)) | _named(
-                "nsp_accuracy", estimate_of_ratio(pair_hits, pairs)
-            )
-            row["pairs"] = int(sum(pairs))
-        track.row(step=step, split="validation", **row)
-
-
-def _perplexity(loss: Estimate) -> dict[str, Any]:
-    ends = [_exp(end) for end in loss.interval] if math.isfinite(loss.ci95) else None
-    return {**_named("loss", loss), "perplexity": _exp(loss.mean), "perplexity_ci95": ends}
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # of a model that says nonsense
-
-
-def _named(name: str, found: Estimate) -> dict[str, float | None]:
-    return {name: found.mean, f"{name}_ci95": found.ci95 if math.isfinite(found.ci95) else None}
-
-
 def _conclude(folder: Path, section: Pretrain, store: TokenStore, tokens: int, parameters: int) -> None:
     """Writes pretrain.json, from which a finished pre-training is known."""
     measured = [
@@ -408,22 +372,3 @@ def _conclude(folder: Path, section: Pretrain, store: TokenStore, tokens: int, p
     temporary = folder / ".pretrain.json"
     temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
     temporary.replace(folder / "pretrain.json")
-
-
-def step_line(row: dict[str, Any], steps: int, eta_s: float | None) -> str:
-    """One step as a line for the console."""
-    pairs = f"  pairs {_percent(row, 'nsp_accuracy')}" if "nsp_accuracy" in row else ""
-    left = "" if eta_s is None else f"  eta {duration(eta_s)}"
-    return f"step {row['step']}/{steps}  loss {row['loss']:.3f}{pairs}  grad {row['grad_norm']:.2f}  {row['tokens_per_s']:.0f} tokens/s{left}"
-
-
-def validation_line(row: dict[str, Any], metric: str) -> str:
-    """One measurement of held-out text as a line for the console."""
-    low, high = row["perplexity_ci95"] or (math.nan, math.nan)
-    pairs = f", pairs told apart {_percent(row, 'nsp_accuracy')}" if "nsp_accuracy" in row else ""
-    return f"held-out text at step {row['step']}: perplexity {row['perplexity']:.1f} ({low:.1f} to {high:.1f}, {row['rows']} rows){pairs}"
-
-
-def _percent(row: dict[str, Any], name: str) -> str:
-    wide = row.get(f"{name}_ci95")
-    return f"{100 * row[name]:.1f}{'' if wide is None else f' ± {100 * wide:.1f}'} %"

@@ -65,6 +65,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder:
     return run.folder
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes test (pytest -n), one takes a file whole, and one all files that share the Ray cluster."""
     for item in items:

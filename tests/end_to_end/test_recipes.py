@@ -25,8 +25,8 @@ def test_check_prints_a_sample_episode_of_the_recipe_and_starts_no_cluster(
     run = Run.load(recipe, f"storage={tmp_path}")
     check(run)
     said = capsys.readouterr().out
-    assert "episode 0 of the train split:" in said
-    episode = said.partition("episode 0 of the train split:")[2]
+    assert "episode 0 of the train split" in said
+    episode = said.partition("episode 0 of the train split")[2]
     assert "support" in episode
     assert "query" in episode
     assert f"name: {recipe}" in said

@@ -59,7 +59,7 @@ def test_every_kind_is_documented_setting_by_setting(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_a_component_is_written_as_it_is_read(family):
     for kind in family.kinds():
-        required = {"files": {"path": "x.csv"}, "hub": {"name": "a/b"}}.get(kind, {})
+        required = {"files": {"path": "x.csv"}, "hub": {"name": "a/b"}, "text": {"path": "x.txt"}}.get(kind, {})
         made = family.model_validate({"kind": kind, **required})
         assert made.kind == kind
         assert made.model_dump(mode="json")["kind"] == kind

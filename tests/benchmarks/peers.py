@@ -18,6 +18,7 @@ from raymeta.inner import TaskLoss
 from raymeta.layers import Params
 from raymeta.layout import padded
 from raymeta.model import Network
+from raymeta.reading import Read
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Side:
     @classmethod
     def of(cls, examples: Examples, tasks: TaskLoss, pooling: str, width: int) -> "Side":
         """Padded to the longest text, or to `width` if that is more."""
-        laid = padded([examples.ids], [examples.lengths])
+        laid = padded([Read(examples.ids, examples.lengths)])
         longest = laid.ids.shape[1]
         wide = max(width, longest)
         picks = tasks.picks(examples, pooling)

@@ -28,6 +28,7 @@ import torch
 from raymeta.algorithms.maml import Maml
 from raymeta.config import Run
 from raymeta.episodes import Episode, Examples
+from raymeta.errors import UserError
 from raymeta.inner import TaskLoss
 from raymeta.layers import Params
 from raymeta.model import Backbone, Network
@@ -394,7 +395,10 @@ def main() -> None:
     torch.set_num_threads(1)
     name = Path(library).name if library else "glibc, without mmap"
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, allocator: {name}")
-    rows = measured(given)
+    try:
+        rows = measured(given)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     print(table(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

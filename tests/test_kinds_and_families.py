@@ -52,7 +52,8 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
         return rows
     if kind in WRITING:
         return [
-            {"source": f"show {word} {n}", "target": f"{word} is {task}", "task": task, "intent": f"find {word}", "definition": "say it"}
+            {"source": f"show {word} {n}", "target": f"{word} is {task}", "task": task, "intent": f"find {word}", "definition": "say it",
+             "text": f"{word} is {task} {n}"}
             for task in ("here", "there", "today") for word in ("music", "table", "room", "bank") for n in range(4)
         ]  # fmt: skip
     assert kind == "qa"
@@ -72,9 +73,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """An episode of each kind."""
 
 
-WRITING = ("translation", "summarization", "dialogue", "instructions")
-"""Kinds whose answers are texts."""
-SETTINGS |= {kind: {"shots": 3, "queries": 3, "max_target_length": 12} for kind in WRITING}
+TEXT_TO_TEXT = ("translation", "summarization", "dialogue", "instructions")
+WRITING = (*TEXT_TO_TEXT, "language_model")
+"""Kinds whose answers are tokens that a language model tells."""
+SETTINGS |= {kind: {"shots": 3, "queries": 3, "max_target_length": 12} for kind in TEXT_TO_TEXT}
+SETTINGS["language_model"] = {"shots": 3, "queries": 3}
 
 
 def run_of(kind: str, family: str, folder: Path, wordpiece: str, **model: Any) -> Run:

@@ -270,7 +270,7 @@ def text(run: Run, evaluation: dict[str, Any]) -> str:
 
 
 def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) -> str:
-    """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent (losses in nats).
+    """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent (losses in nats, perplexities as they are).
 
     Metrics of groups of tasks, `group/metric`, stand below, a row for each group. kilo_shot: whether K shots stand for K to
     2 K mentions (entities); of a mixed corpus, the names of the parts where they do.
@@ -296,8 +296,10 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
 
 
 def shown_estimate(row: Mapping[str, Any], metric: str) -> str:
-    """A metric with its interval: in percent, or in nats."""
+    """A metric with its interval: in percent; of a loss, in nats; of a perplexity, as it is."""
     estimate = Estimate(row[metric]["mean"], row[metric]["ci95"])
+    if metric.endswith("perplexity"):
+        return f"{estimate.mean:.2f} ± {estimate.ci95:.2f}"
     return f"{estimate.mean:.3f} ± {estimate.ci95:.3f}" if metric.endswith("loss") else str(estimate)
 
 

@@ -7,17 +7,15 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
-from torch import Tensor
+from pydantic import Field, field_validator
 
-from raymeta.episodes import Drawn, Episode, Examples, Ints, Pool
+from raymeta.episodes import Episode, Examples, Ints
 from raymeta.errors import UserError, did_you_mean
-from raymeta.inner import Picks
-from raymeta.tasks import Choices, Range, Tasks, Texts
+from raymeta.tasks import Texts
+from raymeta.tasks._next_token import NextToken, specials
 
 
-class Generation(Tasks):
+class Generation(NextToken):
     """Text to text: `shots` solved instances of one task to learn from, `queries` others to solve.
 
     Reads the roles `source`, `target` and `task` (a language pair, a domain, a service, an instruction), which must be named
@@ -25,20 +23,11 @@ class Generation(Tasks):
     an episode is its one task.
     """
 
-    generates: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ("source", "target")
     optional: ClassVar[tuple[str, ...]] = ("references",)
-    fewest_ways: ClassVar[int] = 1
-    metric: ClassVar[str] = "token_accuracy"
     fields: ClassVar[tuple[str, ...]] = ("task",)
     """What a template may name beside `{source}`."""
 
-    ways: Range = (1, 1)
-    """Tasks of an episode: always 1."""
-    shots: Range = (8, 8)
-    """Support instances of the task (K), or [low, high]."""
-    queries: int = Field(8, ge=1)
-    """Query instances of the task."""
     template: str = "{source}"
     """What the model is given: the source as `{source}`, and `{task}`, in any words: `translate to {task}: {source}`."""
     separator: str | None = None
@@ -70,12 +59,6 @@ class Generation(Tasks):
             raise ValueError(f"{template!r} must hold {{source}} once")
         return template
 
-    @model_validator(mode="after")
-    def _one_task(self) -> "Generation":
-        if self.ways != (1, 1):
-            raise ValueError(f"ways: an episode of {self.kind} is one task; leave ways out")
-        return self
-
     # reading
 
     def check(self, tokenizer: Any) -> None:
@@ -85,16 +68,6 @@ class Generation(Tasks):
                 "model (tokenizer.json)"
             )
         self.end(tokenizer)
-
-    def end(self, tokenizer: Any) -> int:
-        """The token that ends a target; raises UserError where the tokenizer has none."""
-        for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-            if token is not None:
-                return int(token)
-        raise UserError(
-            f"model.name: {self.kind} needs a token that ends a text, and the tokenizer has neither eos_token nor sep_token; "
-            "set eos_token in its tokenizer_config.json"
-        )
 
     def fault(self, row: dict[str, Any]) -> str | None:
         for role in ("source", "target"):
@@ -108,7 +81,7 @@ class Generation(Tasks):
         return None
 
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-        first, last = _specials(tokenizer)
+        first, last = specials(tokenizer)
         before, after = self._around()
         between = self.separator if self.separator is not None else "" if last else "\n=>"
         values = self.filled(rows, tokenizer)
@@ -167,25 +140,6 @@ class Generation(Tasks):
         accepted = [t.encode() for t in dict.fromkeys([row["target"], *(row.get("references") or [])]) if t.strip()]
         return {"reference": list(b"".join(accepted)), "reference_lengths": [len(t) for t in accepted]}
 
-    # drawing
-
-    def class_need(self, shots: int) -> int:
-        return shots + self.queries
-
-    def choices(self, pool: Pool) -> Choices:
-        need, sizes = self.class_need(self.shots[1]), pool.class_sizes()
-        if not (sizes >= need).any():
-            raise UserError(
-                f"tasks.shots: no task of the {pool.split} split has {need} instances (shots {self.shots[1]} + queries "
-                f"{self.queries}); the largest has {sizes.max()}; lower tasks.shots or tasks.queries"
-            )
-        return super().choices(pool)
-
-    def _fill(self, pool: Pool, classes: Ints, task: int | None, shots: int, rng: np.random.Generator) -> Drawn:
-        rows = pool.rows_of(int(classes[0]), task)
-        picked = rows[rng.choice(len(rows), shots + self.queries, replace=False, shuffle=True)]
-        return Drawn((pool.classes[classes[0]],), picked[:shots], picked[shots:])
-
     def examples(self, table: dict[str, Any], rows: Ints, classes: Sequence[str]) -> Examples:
         return Texts.joined(
             table,
@@ -198,23 +152,6 @@ class Generation(Tasks):
                 "references": [len(n) for n in table["reference_lengths"]],
             },
         )
-
-    # learning and scoring
-
-    def picks(self, examples: Examples, pooling: str) -> Picks:
-        """Each target token is an item, told by the decoder's state at its place."""
-        return Picks(torch.arange(len(examples.extra["target_ids"]), device=examples.ids.device))
-
-    def targets(self, examples: Examples) -> Tensor:
-        return examples.extra["target_ids"]
-
-    def score(self, logits: Tensor, examples: Examples, classes: Sequence[str]) -> dict[str, float]:
-        """Over target tokens, each told from those before it: `token_accuracy`, and `query_loss` in nats a token."""
-        targets = self.targets(examples)
-        return {
-            "token_accuracy": float((logits.argmax(-1) == targets).double().mean()),
-            "query_loss": float(F.cross_entropy(logits.double(), targets)),
-        }
 
     @abstractmethod
     def score_texts(self, answers: list[str], examples: Examples, classes: Sequence[str]) -> dict[str, float]:
@@ -238,13 +175,6 @@ class Generation(Tasks):
                 lines.append(f"  {tokenizer.decode(ids)}")
                 lines.append(f"    -> {tokenizer.decode(target)}")
         return "\n".join(lines)
-
-
-def _specials(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    found = tokenizer("a", return_special_tokens_mask=True)
-    inside = [i for i, special in enumerate(found["special_tokens_mask"]) if not special]
-    return found["input_ids"][: inside[0]], found["input_ids"][inside[-1] + 1 :]
 
 
 def _tokens(tokenizer: Any, texts: list[str], places: bool = False) -> Any:

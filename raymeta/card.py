@@ -4,14 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymeta import yaml12
+from raymeta.export import WRITERS
 from raymeta.stages.evaluate import ROWS, shown_estimate
 
-_PIPELINES = {"SequenceClassification": "text-classification", "TokenClassification": "token-classification"}
+_PIPELINES = {
+    "SequenceClassification": "text-classification", "TokenClassification": "token-classification",
+    "Seq2SeqLM": "text-generation", "CausalLM": "text-generation",
+}  # fmt: skip
 
 
-def card(title: str, kind: str, loads: str, about: Mapping[str, Any], classes: Sequence[str] | None, shown: int) -> str:
+def card(
+    title: str,
+    kind: str,
+    loads: str,
+    about: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    shown: int,
+    prompt: str = "",
+) -> str:
     """README.md. kind: what follows `AutoModelFor`, empty for an encoder; loads: the class that holds the weights; about: see
-    `Learner`; classes: of an adapted model; shown: how many examples it was adapted to (0: it was fine-tuned)."""
+    `Learner`; classes: of an adapted model; shown: how many examples it was adapted to (0: it was fine-tuned); prompt: of a
+    model that writes answers, the template of what it is given."""
     own = loads.startswith("Raymeta")
     pipeline = _PIPELINES.get(kind, "feature-extraction")
     base = about.get("base_model", "")
@@ -20,8 +33,13 @@ def card(title: str, kind: str, loads: str, about: Mapping[str, Any], classes: S
     }  # fmt: skip
     if base and base.count("/") == 1 and not base.startswith((".", "/", "package:", "~", "$")):
         front["base_model"] = base
-    parts = [f"---\n{yaml12.dump(front)}---", f"# {title}", _what(base, classes, shown, about)]
-    parts += ["## How to load it", _loading(kind, loads, own, pipeline, classes is not None)]
+    parts = [f"---\n{yaml12.dump(front)}---", f"# {title}", _what(base, kind, classes, shown, about)]
+    loading = (
+        _writing(kind, prompt, classes is not None)
+        if kind in WRITERS
+        else _loading(kind, loads, own, pipeline, classes is not None)
+    )
+    parts += ["## How to load it", loading]
     if about.get("evaluation"):
         parts += ["## What was measured", *evaluation_tables(about["evaluation"])]
     if about.get("report"):
@@ -31,16 +49,18 @@ def card(title: str, kind: str, loads: str, about: Mapping[str, Any], classes: S
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(base: str, classes: Sequence[str] | None, shown: int, about: Mapping[str, Any]) -> str:
+def _what(base: str, kind: str, classes: Sequence[str] | None, shown: int, about: Mapping[str, Any]) -> str:
     steps = f" for {about['steps']} steps" if about.get("steps") else ""
     made = "Meta-trained" if about.get("steps") else "Made"
     origin = f"{made} with raymeta{steps}" + (f" from `{base}`" if base else "")
     if classes is None:
         return (
-            f"{origin}: an encoder that is a good start for learning a new task from a few examples. It answers nothing by itself; "
-            "adapt it as below, or use it as any encoder."
+            f"{origin}: {'a language model' if kind in WRITERS else 'an encoder'} that is a good start for learning a new task from a few "
+            f"examples. It answers nothing by itself; adapt it as below, or use it as any {'other' if kind in WRITERS else 'encoder'}."
         )
     source = f"adapted to {shown} examples" if shown else "fine-tuned on a task"
+    if kind in WRITERS:
+        return f"{origin}, and {source}{f' of {classes[0]}' if classes[0] else ''}."
     return f"{origin}, and {source}. It tells apart: {', '.join(f'`{c}`' for c in classes)}."
 
 
@@ -64,6 +84,25 @@ def _loading(kind: str, loads: str, own: bool, pipeline: str, adapted: bool) -> 
         text = f"```python\nfrom transformers import {loads}\n\nencoder = {loads}.from_pretrained(FOLDER)\n```"
     more = "classifier = Adapted.from_pretrained(FOLDER)" if adapted else "learner = Learner.from_pretrained(FOLDER)"
     use = "classifier.predict(TEXTS)" if adapted else "learner.adapt(TEXTS, LABELS).predict(OTHER_TEXTS)"
+    name = "Adapted" if adapted else "Learner"
+    return f"{text}\n\nWith raymeta:\n\n```python\nfrom raymeta import {name}\n\n{more}\n{use}\n```"
+
+
+def _writing(kind: str, prompt: str, adapted: bool) -> str:
+    asked = f"prompt = {prompt!r}\n\n" if prompt else ""
+    text = (
+        f"```python\nfrom transformers import AutoModelFor{kind}, AutoTokenizer\n\n{asked}"
+        f"tokenizer = AutoTokenizer.from_pretrained(FOLDER)\nmodel = AutoModelFor{kind}.from_pretrained(FOLDER)\n```"
+    )
+    if not prompt:
+        return text
+    inputs = 'inputs = tokenizer(prompt.format(source="some text", task="its task"), return_tensors="pt")'
+    start = "" if kind == "Seq2SeqLM" else "[inputs.input_ids.shape[1] :]"
+    text = text.removesuffix("\n```") + (
+        f"\n{inputs}\nwritten = model.generate(**inputs)[0]{start}\ntokenizer.decode(written, skip_special_tokens=True)\n```"
+    )
+    more = "writer = Adapted.from_pretrained(FOLDER)" if adapted else "learner = Learner.from_pretrained(FOLDER)"
+    use = "writer.write(SOURCES)" if adapted else "learner.adapt(SOURCES, TARGETS).write(OTHER_SOURCES)"
     name = "Adapted" if adapted else "Learner"
     return f"{text}\n\nWith raymeta:\n\n```python\nfrom raymeta import {name}\n\n{more}\n{use}\n```"
 

@@ -3,7 +3,8 @@
 A meta-trained model becomes an encoder for `AutoModel`; what else it knows (its head, learned step sizes, adapters) lies beside
 it in raymeta.safetensors. An adapted model becomes a classifier, for `AutoModelForSequenceClassification` or
 `AutoModelForTokenClassification`: of transformers' own class where that computes the same, which is tried and not guessed, else
-of the one in `raymeta.modeling_raymeta`, whose code goes along.
+of the one in `raymeta.modeling_raymeta`, whose code goes along. A model that writes texts is, adapted or not, a language model
+for `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM`.
 """
 
 import inspect
@@ -28,6 +29,8 @@ from raymeta.model import Backbone, Network
 
 _BESIDE = "raymeta.safetensors"
 _NEAR = 1e-5
+WRITERS = ("Seq2SeqLM", "CausalLM")
+"""What follows `AutoModelFor` of models that write texts."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,28 @@ def write_encoder(network: Network, params: Params, tokenizer: Any, folder: Path
     _write(model, tokenizer, folder)
     _write_beside({n: p for n, p in params.items() if n not in plain}, folder)
     return name
+
+
+def write_writer(
+    network: Network, params: Params, tokenizer: Any, longest: int | None, folder: Path
+) -> tuple[str, str]:
+    """Writes a model with its own output layer, whose `generate` writes up to `longest` tokens, the likeliest each time; gives
+    what follows `AutoModelFor`, and the name of the class."""
+    config = _config(network)
+    config.tie_word_embeddings = network.tied
+    kind = WRITERS[network.encoder is None]
+    model = _made(f"AutoModelFor{kind}", config)
+    plain = _plain(network, params)
+    if model is None or plain.keys() != {n for n, _ in model.named_parameters()}:
+        raise UserError(
+            f"export: transformers has no class that holds this {type(network.module).__name__} and nothing more"
+        )
+    _fill(model, plain)
+    model.generation_config = transformers.GenerationConfig.from_model_config(config)
+    model.generation_config.update(do_sample=False, num_beams=1, max_new_tokens=longest)
+    _write(model, tokenizer, folder)
+    _write_beside({n: p for n, p in params.items() if n not in plain}, folder)
+    return kind, type(model).__name__
 
 
 def write_classifier(
@@ -99,19 +124,20 @@ def write_classifier(
 
 
 def read(backbone: Backbone, kind: str, outputs: int, slots: int, folder: Path) -> tuple[Network, Params]:
-    """What `write_encoder` (kind: empty) or `write_classifier` wrote: the network, and the parameters by its names."""
+    """What `write_encoder` (kind: empty), `write_classifier` or `write_writer` wrote: the network, and the parameters by its names."""
+    writes = kind in WRITERS
     if _settings(folder)["model_type"] == "raymeta":
         model = getattr(modeling_raymeta, f"RaymetaFor{kind}").from_pretrained(folder, dtype=torch.float32)
     else:
         config = transformers.AutoConfig.from_pretrained(folder)
         auto = getattr(transformers, f"AutoModelFor{kind}" if kind else _alone(config))
         model = auto.from_pretrained(folder, dtype=torch.float32, **_without_pooler(auto, config))
-    top = _top(model) if kind else None
-    module = _encoder_of(model)
+    top = _top(model) if kind and not writes else None
+    module = model if writes else _encoder_of(model)
     plain = {n: p.detach().clone() for n, p in module.named_parameters()}
     if isinstance(backbone.adapt, Lora):
         module = injected(module, backbone.adapt.lora, 0)
-    network = Network(backbone, module, outputs, 0, backbone.pooling, "all", slots)
+    network = Network(backbone, module, outputs, 0, backbone.pooling, "all", slots, writes)
     params = network.params() | {n: plain[plain_name(n)] for n in network.base if plain_name(n) in plain}
     if top is not None:
         params |= {f"head.{n}": p.detach() for n, p in top.named_parameters()}

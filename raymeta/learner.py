@@ -24,7 +24,9 @@ from raymeta.model import Network
 from raymeta.plain import logits, whole
 from raymeta.tasks import Tasks
 from raymeta.tasks._spans import Span, spans
+from raymeta.tasks._text_to_text import Generation
 from raymeta.tasks.entities import Entities
+from raymeta.writing import Sampling, written
 
 _TEXTS_AT_ONCE = 64
 
@@ -67,12 +69,14 @@ class Learner:
 
     def adapt(self, /, *columns: Sequence[Any], inner_steps: int | None = None, **roles: Sequence[Any]) -> "Adapted":
         """The model adapted to the task of these examples: texts and labels (or what else the tasks' roles are, in their order
-        or by name), as many of each; sentences with entities may be strings with [marks](type).
+        or by name), as many of each; sentences with entities may be strings with [marks](type). Where answers are texts:
+        sources and targets, and by name `task`, if the template names it.
 
         Its classes are the labels, in the order in which they first appear. Raises UserError for examples that cannot be used.
         """
-        rows = [self.tasks.typed(row) for row in _rows(self.tasks.roles, self.tasks.optional, columns, roles)]
-        _complete(rows[0], self.tasks.roles)
+        names = self.tasks.reads()
+        rows = [self.tasks.typed(row) for row in _rows(names, self._optional, columns, roles)]
+        _complete(rows[0], names)
         encoded = self._encoded(rows)
         classes = tuple(dict.fromkeys(name for row in encoded for name in row["classes"]))
         self._check(classes)
@@ -86,7 +90,14 @@ class Learner:
         values = {name: getattr(self, name) for name in Learner.__dataclass_fields__}
         return Adapted(**{**values, "params": params}, classes=classes, shown=len(rows))
 
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        """The roles that may be left out."""
+        return (*self.tasks.optional, *(("task",) if self.tasks.generates else ()))
+
     def _check(self, classes: Sequence[str]) -> None:
+        if self.tasks.generates:
+            return
         if not classes:
             raise UserError("adapt: the examples have no class; give some whose answer is one")
         outputs = self.tasks.outputs_for(len(classes))
@@ -131,11 +142,16 @@ class Learner:
             "tasks": self.tasks.model_dump(mode="json"), "algorithm": self.algorithm.model_dump(mode="json"), "inner_steps": self.inner_steps,
             "classes": classes, "shown": shown, "about": self.about,
         }  # fmt: skip
-        (folder / "README.md").write_text(card(folder.name, kind, loads, self.about, classes, shown), encoding="utf-8")
+        prompt = self.tasks.prompt(self.tokenizer) if isinstance(self.tasks, Generation) else ""
+        told = card(folder.name, kind, loads, self.about, classes, shown, prompt)
+        (folder / "README.md").write_text(told, encoding="utf-8")
         (folder / "raymeta.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
 
     def _write(self, folder: Path) -> tuple[str, str]:
         """Writes weights and tokenizer; gives what follows `AutoModelFor`, or nothing, and the class that holds them."""
+        if self.tasks.generates:
+            longest = self.tasks.max_target_length if isinstance(self.tasks, Generation) else None
+            return export.write_writer(self.network, self.params, self.tokenizer, longest, folder)
         return "", export.write_encoder(self.network, self.params, self.tokenizer, folder)
 
     def push_to_hub(self, repo: str, private: bool = False) -> str:
@@ -171,17 +187,32 @@ class Adapted(Learner):
 
     def predict(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> list[Any]:
         """The answer to each text: a label, or what else this kind of task answers; of sentences, given as
-        words or as strings, a BIO tag for each word."""
+        words or as strings, a BIO tag for each word; where answers are texts, what `write` writes."""
+        if isinstance(self.tasks, Generation):
+            return self.write(*columns, sampling=None, **roles)
         return [
             answer
             for scores, examples, rows in self._scored(columns, roles)
             for answer in self.tasks.answers(scores, examples, self.classes, rows)
         ]
 
+    def write(self, /, *columns: Sequence[Any], sampling: Sampling | None = None, **roles: Sequence[Any]) -> list[str]:
+        """The text that the model writes for each source, of the likeliest tokens or, with `sampling`, of drawn ones.
+
+        A role `task` that the template names is that of the examples, if it is not given."""
+        if not isinstance(self.tasks, Generation):
+            raise UserError(f"write: the answers of {self.tasks.kind} are no texts that a model writes; use predict()")
+        texts: list[str] = []
+        end, limit = self.tasks.end(self.tokenizer), self.tasks.max_target_length
+        for asked, _ in self._asked(columns, roles):
+            answers = written(self.network, self.params, asked, end, limit, sampling)
+            texts += self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return texts
+
     def predict_proba(self, /, *columns: Sequence[Any], **roles: Sequence[Any]) -> Any:
         """The probability of each output (`output_names` names them): an array [text, output], or where a text has several
         items, a list of arrays [item, output]."""
-        if self.tasks.fixed_outputs:
+        if self.tasks.fixed_outputs or self.tasks.generates:
             raise UserError(
                 f"probabilities are of classes, and the outputs of {self.tasks.kind} are none: use predict()"
             )
@@ -205,7 +236,9 @@ class Adapted(Learner):
 
     def _write(self, folder: Path) -> tuple[str, str]:
         kind = self.tasks.auto_class
-        if not kind:  # transformers has no class for such answers: the encoder, and the head beside it
+        if (
+            not kind
+        ):  # a language model; or transformers has no class for such answers: the encoder, and the head beside it
             return super()._write(folder)
         names = self.output_names
         return kind, export.write_classifier(
@@ -229,18 +262,26 @@ class Adapted(Learner):
         self, columns: Sequence[Sequence[Any]], roles: dict[str, Sequence[Any]]
     ) -> Iterator[tuple[Tensor, Examples, list[dict[str, Any]]]]:
         """Scores, examples and rows, some texts at a time."""
-        names = self.tasks.roles[:-1]
-        given = _rows(names, self.tasks.optional, columns, roles)
-        _complete(given[0], names)
-        rows = [self.tasks.asked(row, self.classes) for row in given]
-        for start in range(0, len(rows), _TEXTS_AT_ONCE):
-            part = rows[start : start + _TEXTS_AT_ONCE]
-            encoded = self._encoded(part)
-            asked, shown = (_examples(self.tasks, some, self.classes) for some in (encoded, encoded[:1]))
+        if self.tasks.generates:
+            raise UserError(f"{self.tasks.kind} has no classes to score; what the model writes, write() gives")
+        for asked, part in self._asked(columns, roles):
+            shown = _examples(self.tasks, self._encoded(part[:1]), self.classes)
             found = logits(
                 self.network, self.tasks, self.params, asked.to(self._device), self.classes, shown.to(self._device)
             )
             yield found.cpu(), asked, part
+
+    def _asked(
+        self, columns: Sequence[Sequence[Any]], roles: dict[str, Sequence[Any]]
+    ) -> Iterator[tuple[Examples, list[dict[str, Any]]]]:
+        """What is asked, as examples and rows, some texts at a time."""
+        names = self.tasks.reads()[:-1]
+        given = _rows(names, self._optional, columns, roles)
+        _complete(given[0], names)
+        rows = [self.tasks.asked(row, self.classes) for row in given]
+        for start in range(0, len(rows), _TEXTS_AT_ONCE):
+            part = rows[start : start + _TEXTS_AT_ONCE]
+            yield _examples(self.tasks, self._encoded(part), self.classes), part
 
 
 def _rows(

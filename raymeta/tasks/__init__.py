@@ -88,9 +88,9 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
     metric: ClassVar[str] = ""
     """The metric that decides which checkpoint is best."""
     generates: ClassVar[bool] = False
-    """Whether an answer is a text of its own, which the model writes. Such a kind's Examples hold the source texts as `ids` and
-    `lengths`, and in `extra` the targets: `target_ids`, end to end, each ending in the end-of-sequence token, and
-    `target_lengths` [text]."""
+    """Whether answers are tokens, which a language model tells by its own output layer. Such a kind's Examples hold the source
+    texts as `ids` and `lengths`, and in `extra` the targets: `target_ids`, end to end, each ending in the end-of-sequence token
+    (if it is whole), and `target_lengths` [text]."""
     auto_class: ClassVar[str] = ""
     """What follows `AutoModelFor` in the name of transformers' class that an adapted model is exported for; empty: none."""
     fewest_ways: ClassVar[int] = 2
@@ -227,7 +227,7 @@ class Tasks(Component, family="raymeta.tasks", noun="task"):
 
     def asked(self, row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
         """`row`, which has no answer, with one that only holds its place."""
-        return {**row, self.roles[-1]: classes[0]}
+        return {**row, self.reads()[-1]: classes[0]}
 
     def output_names(self, classes: Sequence[str]) -> list[str]:
         """What each output of a head for `classes` says."""

@@ -83,7 +83,7 @@ class Generation(NextToken):
     def encode(self, rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
         first, last = specials(tokenizer)
         before, after = self._around()
-        between = self.separator if self.separator is not None else "" if last else "\n=>"
+        between = self._between(last)
         values = self.filled(rows, tokenizer)
         texts = [
             (before.format_map(v), str(r["source"]), after.format_map(v) + between)
@@ -122,6 +122,10 @@ class Generation(NextToken):
     def filled(self, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, str]]:
         """What the template's fields stand for, row by row."""
         return [{"task": str(row.get("task", ""))} for row in rows]
+
+    def _between(self, last: list[int]) -> str:
+        """What stands between source and target, where the tokenizer puts `last` behind a text."""
+        return self.separator if self.separator is not None else "" if last else "\n=>"
 
     def _around(self) -> tuple[str, str]:
         """The template before and after its source."""
@@ -164,6 +168,15 @@ class Generation(NextToken):
         texts = [data[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         counts = examples.extra["references"].cumsum(0).tolist()
         return [texts[a:b] for a, b in zip([0, *counts[:-1]], counts, strict=True)]
+
+    # in use, after training
+
+    def prompt(self, tokenizer: Any) -> str:
+        """What the model is given, as a template of Python's `format`."""
+        return self.template + self._between(specials(tokenizer)[1]).replace("{", "{{").replace("}", "}}")
+
+    def asked(self, row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+        return {"task": classes[0], **row, self.reads()[-1]: "a"}
 
     def show(self, episode: Episode, tokenizer: Any) -> str:
         lines = [f"task: {episode.classes[0]}"]

@@ -216,7 +216,10 @@ def jobs(
 
 @app.command()
 def report(
-    where: Annotated[list[str], typer.Argument(metavar="DIR...", help="folders of runs, or folders that hold some")],
+    where: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR...", help="folders of runs, or folders that hold some; or one sweep's folder"),
+    ],
     to: Annotated[
         str | None, typer.Option("--to", help="a folder; absent: `report`, in the run's folder or here")
     ] = None,
@@ -224,10 +227,15 @@ def report(
         int, typer.Option(min=0, help="episodes on which each inner step is measured, where it was not yet; 0: none")
     ] = 100,
 ) -> None:
-    """Write report.md with plots of one or several runs, and print their tables."""
-    from raymeta.report import report as write
+    """Write report.md with plots of one or several runs, or of a sweep, and print their tables."""
+    from raymeta import report as of_runs
+    from raymeta import sweep_report as of_sweep
 
-    text, path = write(where, Path(to).expanduser() if to else None, episodes)
+    there = Path(to).expanduser() if to else None
+    sweeps = [folder for name in where if of_sweep.is_sweep(folder := Path(name).expanduser())]
+    if sweeps and len(where) > 1:
+        raise UserError(f"report: {sweeps[0]} is a sweep's folder, and {len(where)} are named; name it alone")
+    text, path = of_sweep.report(sweeps[0], there) if sweeps else of_runs.report(where, there, episodes)
     print(text)
     print(f"\nwritten to {path}")
 

@@ -133,11 +133,16 @@ class Objective:
                 f"(there are: {', '.join(known) or 'none'})"
             )
 
+    @property
+    def percent(self) -> bool:
+        """Whether it is a score, which people read in percent."""
+        return not self.less_is_better and not self.column.endswith("per_s")
+
     def text(self, value: float | None, ci95: float | None = None) -> str:
         """A value for people: a score in percent, with its interval."""
         if value is None:
             return "-"
-        if self.less_is_better or self.column.endswith("per_s"):
+        if not self.percent:
             return f"{value:.4g}"
         return f"{100 * value:.1f}" if ci95 is None else str(Estimate(value, ci95))
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from raymeta.errors import UserError
 
-_OURS, _OTHER, _THIRD, _FAINT = "#1f5fa8", "#c8552b", "#5d7f3a", "#8a8f98"
-_COLORS = (_OURS, _OTHER, _THIRD, _FAINT, "#7b4fa0", "#b58900")
+OURS, OTHER, _THIRD, FAINT = "#1f5fa8", "#c8552b", "#5d7f3a", "#8a8f98"
+COLORS = (OURS, OTHER, _THIRD, FAINT, "#7b4fa0", "#b58900")
 _SHOWN_CLASSES = 40
 
 Row = Mapping[str, Any]
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
-    """An empty figure of so many inches, and its axes side by side; raises UserError without matplotlib."""
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, list[Any]]:
+    """An empty figure of so many inches, and its axes side by side, row by row; raises UserError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any
         ) from error
     made = Figure(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(made)
-    axes = [made.add_subplot(1, columns, i + 1) for i in range(columns)]
+    axes = [made.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", color="#e4e6ea", linewidth=0.8)
@@ -55,20 +55,20 @@ def learning(rows: Sequence[Row], metric: str, lines: Mapping[str, str] | None =
     made, (left, right) = figure(9, 3.6, 2)
     at = np.array([r["step"] for r in steps])
     loss = np.array([r["query_loss"] for r in steps])
-    smooth = _smoothed(left, at, loss, _OURS, None)
+    smooth = _smoothed(left, at, loss, OURS, None)
     left.set_xlabel("outer step")
     left.set_ylabel("query loss (nats)")
     if len(smooth):
         fell = "falls" if smooth[-1] < loss[: max(5, len(loss) // 20)].mean() else "does not fall"
-        _title(left, f"Query loss {fell}: {smooth[-1]:.2f} nats at the end")
+        headed(left, f"Query loss {fell}: {smooth[-1]:.2f} nats at the end")
     left.set_ylim(bottom=0)
     own = [(r["step"], 100 * r[f"query_{metric}"]) for r in steps if f"query_{metric}" in r]
     if own:
         own_at, values = np.array(own).T
-        _smoothed(right, own_at, values, _FAINT, "training classes, a step's tasks")
+        _smoothed(right, own_at, values, FAINT, "training classes, a step's tasks")
     x = [r["step"] for r in checks]
     for (label, key), color in zip(
-        {"mean of the parts" if lines else "validation classes": metric, **(lines or {})}.items(), _COLORS, strict=False
+        {"mean of the parts" if lines else "validation classes": metric, **(lines or {})}.items(), COLORS, strict=False
     ):
         if not all(key in r for r in checks):
             continue
@@ -78,9 +78,9 @@ def learning(rows: Sequence[Row], metric: str, lines: Mapping[str, str] | None =
         right.plot(x, mean, color=color, marker="o", markersize=4, linewidth=1.8, label=label)
         if key == metric and len(mean):
             best = int(np.argmax(mean))
-            _title(right, f"Validation {name}: {mean[best]:.1f} ± {half[best]:.1f} % at step {x[best]}")
+            headed(right, f"Validation {name}: {mean[best]:.1f} ± {half[best]:.1f} % at step {x[best]}")
     if not checks:
-        _title(right, f"{first_up(name)} after adaptation; nothing was validated")
+        headed(right, f"{first_up(name)} after adaptation; nothing was validated")
     right.set_xlim(left.get_xlim())
     right.set_xlabel("outer step")
     right.set_ylabel(f"{name} (%)")
@@ -94,15 +94,15 @@ def perplexity(rows: Sequence[Row], objective: str) -> Any:
     checks = [r for r in rows if r.get("split") == "validation" and r.get("perplexity")]
     made, (axes,) = figure(6, 3.6)
     x, y = ([r[key] for r in checks] for key in ("step", "perplexity"))
-    axes.plot(x, y, color=_OURS, marker="o", markersize=4, linewidth=1.8)
+    axes.plot(x, y, color=OURS, marker="o", markersize=4, linewidth=1.8)
     ends = [r.get("perplexity_ci95") or (r["perplexity"],) * 2 for r in checks]
-    axes.fill_between(x, [e[0] for e in ends], [e[1] for e in ends], color=_OURS, alpha=0.18, linewidth=0)
+    axes.fill_between(x, [e[0] for e in ends], [e[1] for e in ends], color=OURS, alpha=0.18, linewidth=0)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("perplexity of held-out text, 95 % interval")
     if y:
-        _title(axes, f"Pre-training ({objective}): perplexity from {_three(y[0])} to {_three(y[-1])}")
+        headed(axes, f"Pre-training ({objective}): perplexity from {_three(y[0])} to {_three(y[-1])}")
     return made
 
 
@@ -125,7 +125,7 @@ def adaptation(found: Mapping[str, Sequence[Row]], metric: str, what: str) -> An
     name = words(metric)
     made, (axes,) = figure(6, 3.6)
     aside = np.linspace(-0.03, 0.03, len(found))
-    for (label, points), color, away in zip(found.items(), _COLORS, aside, strict=False):
+    for (label, points), color, away in zip(found.items(), COLORS, aside, strict=False):
         mean, half = (100 * np.array([p[key] for p in points]) for key in ("mean", "ci95"))
         axes.errorbar(
             np.arange(len(points)) + away, mean, half, color=color, marker="o", markersize=5, linewidth=1.8, capsize=4, label=label
@@ -133,7 +133,7 @@ def adaptation(found: Mapping[str, Sequence[Row]], metric: str, what: str) -> An
     ends = [f"{100 * p[0]['mean']:.1f} to {100 * p[-1]['mean']:.1f} % ({label})" for label, p in found.items()]
     last = len(next(iter(found.values()))) - 1
     steps = f"{last} inner steps take" if last > 1 else "One inner step takes"
-    _title(axes, f"{steps} {name} from {'; from '.join(ends)}")
+    headed(axes, f"{steps} {name} from {'; from '.join(ends)}")
     axes.set_xticks(range(last + 1))
     axes.set_xlim(-0.3, last + 0.3)
     axes.margins(y=0.15)
@@ -149,7 +149,7 @@ def classes(lines: Sequence[Row], title: str) -> Any:
     shown = ranked[:_SHOWN_CLASSES]
     made, (axes,) = figure(6.5, 1.1 + 0.24 * len(shown))
     scores = [100 * line["f1"] for line in shown]
-    axes.barh(range(len(shown)), scores, color=_OURS, height=0.7)
+    axes.barh(range(len(shown)), scores, color=OURS, height=0.7)
     for i, (line, score) in enumerate(zip(shown, scores, strict=True)):
         axes.text(score + 1, i, f"{score:.0f}", va="center", fontsize=8, color="#444")
         axes.text(113, i, str(line["support"]), va="center", ha="right", fontsize=8, color="#444")
@@ -162,7 +162,7 @@ def classes(lines: Sequence[Row], title: str) -> Any:
     axes.grid(axis="x", color="#e4e6ea", linewidth=0.8)
     axes.set_xlabel("F1 (%)")
     weakest = f"; the {len(shown)} weakest of {len(ranked)}" if len(shown) < len(ranked) else ""
-    _title(axes, f"{title}: F1 from {100 * ranked[0]['f1']:.0f} to {100 * ranked[-1]['f1']:.0f} %{weakest}")
+    headed(axes, f"{title}: F1 from {100 * ranked[0]['f1']:.0f} to {100 * ranked[-1]['f1']:.0f} %{weakest}")
     return made
 
 
@@ -170,7 +170,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[Row | None]], metr
     """Means with interval whiskers, a cluster of bars for each group. series: name -> {"mean", "ci95"} of each group."""
     made, (axes,) = figure(max(6.0, 1.2 + 1.5 * len(groups)), 3.8)
     width = 0.8 / len(series)
-    for i, ((name, found), color) in enumerate(zip(series.items(), _COLORS, strict=False)):
+    for i, ((name, found), color) in enumerate(zip(series.items(), COLORS, strict=False)):
         there = [(g, f) for g, f in enumerate(found) if f is not None]
         place = [g + (i - (len(series) - 1) / 2) * width for g, _ in there]
         means, halves = ([100 * f[key] for _, f in there] for key in ("mean", "ci95"))
@@ -182,7 +182,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[Row | None]], metr
     axes.set_ylabel(f"{words(metric)} (%), 95 % interval")
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
-    _title(axes, title)
+    headed(axes, title)
     axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=min(len(series), 3))
     return made
 
@@ -191,7 +191,7 @@ def sizes(names: Sequence[str], series: Mapping[str, Sequence[Row]], metric: str
     """A metric by the size of the training set, a line with whiskers for each of `series`."""
     made, (axes,) = figure(6.5, 3.8)
     spread = np.linspace(-0.06, 0.06, len(series))
-    for (name, found), color, aside in zip(series.items(), _COLORS, spread, strict=False):
+    for (name, found), color, aside in zip(series.items(), COLORS, spread, strict=False):
         means, halves = ([100 * f[key] for f in found] for key in ("mean", "ci95"))
         axes.errorbar(
             np.arange(len(names)) + aside, means, halves, color=color, marker="o", markersize=5, linewidth=1.6, capsize=3, label=name
@@ -200,15 +200,15 @@ def sizes(names: Sequence[str], series: Mapping[str, Sequence[Row]], metric: str
     axes.set_xlim(-0.4, len(names) - 0.6)
     axes.set_xlabel("texts to fine-tune on")
     axes.set_ylabel(f"{words(metric)} (%), 95 % interval")
-    _title(axes, title)
+    headed(axes, title)
     axes.legend(frameon=False, fontsize=8.5)
     return made
 
 
-def _title(axes: Any, text: str) -> None:
-    """A title to the left, on as many lines as it needs."""
+def headed(axes: Any, text: str, columns: int | None = None) -> None:
+    """Gives axes a title to the left, on as many lines as it needs; columns: how many are side by side, absent: all."""
     made = axes.figure
-    room = int(made.get_size_inches()[0] / len(made.axes) * 13)
+    room = int(made.get_size_inches()[0] / (columns or len(made.axes)) * 13)
     axes.set_title("\n".join(textwrap.wrap(text, room)), fontsize=10, loc="left", pad=12)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
+from raymeta import yaml12
 from raymeta.cluster import Profile
 from raymeta.component import Section
 from raymeta.config import Run
@@ -83,6 +84,11 @@ class Sweep(Section):
         whole = {**values, "objective": str(self.judge), "run": run}
         name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
         return self.run.root / "sweeps" / f"{self.run.name}-{Path(self.space_name).stem}-{name}"
+
+    def yaml(self) -> str:
+        """The sweep as text that `of` takes again, with what is left to choose by itself as it was chosen."""
+        chosen = {"objective": str(self.judge), "mode": "min" if self.minimize else "max"}
+        return yaml12.dump({**self.model_dump(mode="json"), **chosen})
 
     def run_of(self, point: Point, cluster: str) -> Run:
         """The run of a point on a cluster ('': as the run says), under a name that tells clusters apart."""

@@ -98,29 +98,44 @@ def _rank(trial: Trial, minimize: bool) -> float:
 
 def table(trials: Sequence[Trial], objective: Objective, minimize: bool, limit: int = 20) -> str:
     """Trials as text, the running ones first, then the best first; at most `limit`, with how many are left out."""
+    cells = rows_of(trials, objective, minimize)
+    more = [f"  and {len(trials) - limit} more"] if len(trials) > limit else []
+    return "\n".join([*aligned(cells[: limit + 1]), *more])
+
+
+def rows_of(trials: Sequence[Trial], objective: Objective, minimize: bool) -> list[list[str]]:
+    """The cells of a table of trials, its head first: the running ones, then the best first."""
     order = sorted(trials, key=lambda t: (t.state != "running", t.state == "failed", _rank(t, minimize), t.number))
     paths = list(dict.fromkeys(p for t in trials for p in t.settings))
-    names = _short(paths)
     several = len({t.cluster for t in trials}) > 1
-    cells = [
-        ["trial", *(["cluster"] if several else []), *names.values(), "step", objective.column, "worker-s", "state"]
+    head = [
+        "trial",
+        *(["cluster"] if several else []),
+        *short(paths).values(),
+        "step",
+        objective.column,
+        "worker-s",
+        "state",
     ]
-    cells += [
+    return [head] + [
         [
-            str(t.number), *([t.cluster] if several else []), *(shown(t.settings.get(p)) for p in paths), str(t.step),
+            str(t.number), *([called(t.cluster)] if several else []), *(shown(t.settings.get(p)) for p in paths), str(t.step),
             objective.text(t.value, t.ci95), f"{t.worker_s:.0f}", t.state,
         ]
-        for t in order[:limit]
+        for t in order
     ]  # fmt: skip
-    more = [f"  and {len(order) - limit} more"] if len(order) > limit else []
-    return "\n".join([*aligned(cells), *more])
 
 
 def by_cluster(trials: Sequence[Trial], objective: Objective, minimize: bool) -> str:
-    """Clusters side by side: the best value on each, tasks a second, and worker-seconds, of all runs and of a finished one."""
+    """Clusters side by side, as text."""
+    return "\n".join(aligned(cluster_rows(trials, objective, minimize)))
+
+
+def cluster_rows(trials: Sequence[Trial], objective: Objective, minimize: bool) -> list[list[str]]:
+    """Clusters side by side, a table's cells, its head first: the best value on each, tasks a second, and worker-seconds, of all
+    runs and of a finished one."""
     cells = [["cluster", "finished", f"best {objective.column}", "tasks/s", "worker-s", "worker-s a finished run"]]
-    for name in dict.fromkeys(t.cluster for t in trials):
-        here = [t for t in trials if t.cluster == name]
+    for name, here in at_places(trials).items():
         done = [t for t in here if t.state == "finished"]
         first = best(here, minimize)
         paces = [t.tasks_per_s for t in here if t.tasks_per_s]
@@ -129,10 +144,29 @@ def by_cluster(trials: Sequence[Trial], objective: Objective, minimize: bool) ->
             f"{median(paces):.2f}" if paces else "-", f"{sum(t.worker_s for t in here):.0f}",
             f"{sum(t.worker_s for t in done) / len(done):.0f}" if done else "-",
         ])  # fmt: skip
-    return "\n".join(aligned(cells))
+    return cells
 
 
-def _short(paths: Sequence[str]) -> dict[str, str]:
+def at_places(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """The trials by where they ran: on which cluster, and with which of its settings where those are searched."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        searched = {p: v for p, v in trial.settings.items() if p == "cluster" or p.startswith("cluster.")}
+        words = [] if "cluster" in searched else [called(trial.cluster)]
+        words += [shown(v) if p == "cluster" else f"{p.rpartition('.')[2]} {shown(v)}" for p, v in searched.items()]
+        found.setdefault(", ".join(words), []).append(trial)
+    return found
+
+
+def called(cluster: str) -> str:
+    """A cluster's name: of a profile that is a file, without its folder."""
+    path = Path(cluster)
+    if path.suffix not in (".yaml", ".yml"):
+        return cluster
+    return path.parent.name if path.stem == "profile" and path.parent.name else path.stem
+
+
+def short(paths: Sequence[str]) -> dict[str, str]:
     """Each dotted path's last part, or the whole where two have the same."""
     last = [p.rpartition(".")[2] for p in paths]
     return {p: name if last.count(name) == 1 else p for p, name in zip(paths, last, strict=True)}

@@ -19,7 +19,7 @@ from raymeta.parts import checked, prepared
 from raymeta.searchers import SEARCHERS, Searcher
 from raymeta.space import Distribution
 from raymeta.sweep import Sweep
-from raymeta.sweep_record import ENDED, Record, Trial, best, by_cluster, table
+from raymeta.sweep_record import ENDED, Record, Trial, at_places, best, by_cluster, table
 from raymeta.tuner import searched
 
 
@@ -43,12 +43,7 @@ def tune(sweep: Sweep, resume: bool = False) -> list[Trial]:
         print(f"nothing to resume in {folder}; starting")
     with checkpoint.locked(folder):
         (folder / "logs").mkdir(exist_ok=True)
-        written = {
-            **sweep.model_dump(mode="json"),
-            "objective": str(sweep.judge),
-            "mode": "min" if sweep.minimize else "max",
-        }
-        (folder / "sweep.yaml").write_text(yaml12.dump(written), encoding="utf-8")
+        (folder / "sweep.yaml").write_text(sweep.yaml(), encoding="utf-8")
         searcher = _searcher(sweep, settings, known)
         stop_at = None if sweep.budget_s is None else time.monotonic() + sweep.budget_s
         print(f"sweep: {folder}")
@@ -132,7 +127,7 @@ def _conclude(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> None:
     judge = sweep.judge
     print(f"\n{judge} of {len(trials)} runs:")
     print(table(trials, judge, sweep.minimize))
-    if len({t.cluster for t in trials}) > 1:
+    if len(at_places(trials)) > 1:
         print(by_cluster(trials, judge, sweep.minimize))
     first = best(trials, sweep.minimize)
     if first is None:

@@ -24,6 +24,9 @@ How = Callable[[Params, int], Step]
 _EPSILON = 1e-5
 """Length of a finite difference's step, as a share of the norm of what adapts: between its curvature and rounding."""
 
+_MANY = 128
+"""Tokens of a task from which on a finite difference keeps a weight's gradient rather than multiply it out twice."""
+
 
 @dataclass(frozen=True)
 class MetaStep:
@@ -170,15 +173,17 @@ def finite_difference(
     trail: list[tuple[Fast, _Slope]] = []
     fast = start
     for t in range(steps):
-        fast, slope = _slope(inner, fast, shared)
-        trail.append((fast, slope))
-        fast = _descended(fast, slope, how(local, t))
+        step = how(local, t)
+        fast, slope = _slope(inner, fast, shared, keep=not step.l2)
+        trail.append((replace(fast, own=_without(fast.own, slope.matrices)), slope))
+        fast = _descended(fast, slope, step)
     length = _length([*trail[0][0].moving().values(), *(p for n, p in start.own.items() if n not in start.small())])
     grads: Params = {}
     fast, leaves = _leaf(fast, local)
     back, losses, logits = _of_query(inner, fast, leaves, 1.0, _Back({}, {}), local, grads)
     for t in range(steps - 1, -1, -1):
         before, slope = trail.pop()
+        fast = before = _ascended(before, fast, slope, how(local, t))
         _difference(inner, before, slope, how(local, t), back, length, shared, local, grads)
     back = _Back({n: v.detach() for n, v in back.inside.items()}, back.sums)
     _whole(_through(inner, start, back, {}, local, grads, start=True), grads)
@@ -284,6 +289,12 @@ def _sum(one: Params, other: Params) -> Params:
     return {n: one[n] + other[n] if n in one and n in other else one.get(n, other.get(n)) for n in {**one, **other}}  # type: ignore[misc]
 
 
+def _rate(step: Step, name: str) -> float:
+    """The rate of a fused weight, which is one number."""
+    rate = step.rates(name)
+    return float(rate.detach()) if isinstance(rate, Tensor) else rate
+
+
 def _setting(moving: str) -> str:
     """The name by which rates know a moving tensor."""
     return moving.replace("head.fast.", "head.")
@@ -297,10 +308,12 @@ class _Slope:
     moving: Params
     shared: Params
     products: History
+    matrices: Params
+    """Of fused weights with so many tokens that a product costs more than to keep it: the product."""
 
 
-def _slope(inner: Inner, fast: Fast, shared: Params) -> tuple[Fast, _Slope]:
-    """The state on leaves, without a graph, and the slope there."""
+def _slope(inner: Inner, fast: Fast, shared: Params, keep: bool = False) -> tuple[Fast, _Slope]:
+    """The state on leaves, without a graph, and the slope there. keep: with products that are needed twice."""
     leaves = {n: p.detach().requires_grad_() for n, p in fast.moving().items()}
     fixed = {n: shared[n].detach().requires_grad_() if n in shared else p for n, p in fast.shared.items()}
     at = fast.moved(leaves, fixed)
@@ -314,7 +327,21 @@ def _slope(inner: Inner, fast: Fast, shared: Params) -> tuple[Fast, _Slope]:
         moving = {n: g for n, g in moving.items() if not n.startswith("head.fast.")}
     products = {n: (g, seen[n].detach().to(g.dtype)) for n, g in tape.outputs.items()}
     of_shared = {n: g for n, g in zip(names, found[len(leaves) :], strict=False) if g is not None}
-    return at, _Slope(moving, of_shared, products)
+    matrices = {
+        f"{layer}.weight": summed(None, *_sides(fast, layer, rows, columns))
+        for layer, (rows, columns) in products.items()
+        if keep and rows.shape[1] >= _MANY and rows.dtype == fast.own[f"{layer}.weight"].dtype
+    }
+    return at, _Slope(moving, of_shared, products, matrices)
+
+
+def _sides(fast: Fast, layer: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Output gradients and inputs of a layer, in the order in which their product is its weight's gradient."""
+    return (columns, rows) if layer in fast.turned else (rows, columns)
+
+
+def _without(params: Params, names: Params) -> Params:
+    return {n: p for n, p in params.items() if n not in names}
 
 
 def _descended(fast: Fast, slope: _Slope, step: Step) -> Fast:
@@ -328,12 +355,24 @@ def _descended(fast: Fast, slope: _Slope, step: Step) -> Fast:
                 moved[name] = descent(old, step.rates(_setting(name)), grad)
         own = dict(fast.own)
         for layer, (rows, columns) in slope.products.items():
-            rate = float(step.rates(f"{layer}.weight"))
-            weight = own[f"{layer}.weight"]
+            rate = _rate(step, f"{layer}.weight")
+            weight, matrix = own[f"{layer}.weight"], slope.matrices.get(f"{layer}.weight")
             kept = 1 - 2 * rate * step.l2
-            own[f"{layer}.weight"] = lowered(weight, columns, rows, layer in fast.turned, kept, rate)
+            own[f"{layer}.weight"] = (
+                lowered(weight, columns, rows, layer in fast.turned, kept, rate)
+                if matrix is None
+                else torch.add(weight, matrix, alpha=-rate)
+            )
     after = replace(fast.moved(moved, fast.shared), steps=fast.steps + 1)
     return replace(after, own={n: moved.get(n, p) for n, p in own.items()})
+
+
+def _ascended(before: Fast, after: Fast, slope: _Slope, step: Step) -> Fast:
+    """`before`, with those of its weights that were not kept made anew, in place, of the weights `after` the inner step."""
+    own = dict(before.own)
+    for name, matrix in slope.matrices.items():
+        own[name] = after.own[name].detach().add_(matrix, alpha=_rate(step, name))
+    return replace(before, own=own)
 
 
 def _difference(
@@ -349,7 +388,7 @@ def _difference(
 ) -> None:
     """Carries `back`, in place, over the inner step that was taken at `before`, where the slope was `slope`."""
     push = {n: step.rates(_setting(n)) * v for n, v in back.inside.items()}
-    rates = {n: float(step.rates(f"{n}.weight")) for n in back.sums}
+    rates = {n: _rate(step, f"{n}.weight") for n in back.sums}
     norm = _length([*push.values(), *(v for n, v in back.sums.items())], [1.0] * len(push) + list(rates.values()))
     if norm == 0.0:
         return
@@ -375,9 +414,12 @@ def _difference(
             total.mul_(1 - 2 * step.l2 * rates[layer])
         if layer in slope.products:
             (rows, columns), (rows_there, columns_there) = slope.products[layer], there.products[layer]
-            row, column = torch.cat([rows_there, rows], 1), torch.cat([columns_there, -columns], 1)
-            left, right = (column, row) if layer in before.turned else (row, column)
-            summed(total, left, right, alpha=-1 / width)
+            matrix = slope.matrices.get(f"{layer}.weight")
+            if matrix is None:
+                rows_there, columns_there = torch.cat([rows_there, rows], 1), torch.cat([columns_there, -columns], 1)
+            else:
+                total.add_(matrix, alpha=1 / width)
+            summed(total, *_sides(before, layer, rows_there, columns_there), alpha=-1 / width)
     for name in shared:
         if name in there.shared:
             _add(grads, {name: (slope.shared[name] - there.shared[name]) / width})

@@ -127,9 +127,14 @@ def test_l2_and_clipping_are_differentiated_through(folders: dict[str, str], set
     assert relative(meta_gradient(Maml(inner_lr=0.3, inner_steps=2), network, episodes, params), grads) > 1e-4
 
 
-def test_finite_differences_come_near_the_exact_gradient(folders: dict[str, str]) -> None:
+@pytest.mark.parametrize("many", [1, 1000], ids=["gradients kept", "multiplied out"])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_finite_differences_come_near_the_exact_gradient(
+    folders: dict[str, str], family: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.hypergradient._MANY", many)
     for adapt in ("all", {"last": 1}):
-        network = double(folders["bert"], adapt=adapt)
+        network = double(folders[family], adapt=adapt)
         params, episodes = network.params(), [episode()]
         exact = meta_gradient(Maml(inner_lr=0.2, inner_steps=3), network, episodes, params)
         near = meta_gradient(
@@ -138,6 +143,20 @@ def test_finite_differences_come_near_the_exact_gradient(folders: dict[str, str]
         first = meta_gradient(Maml(inner_lr=0.2, inner_steps=3, order=1), network, episodes, params)
         assert relative(near, exact) < 2e-3
         assert relative(near, exact) < 0.1 * relative(first, exact)
+
+
+def test_finite_differences_are_the_same_whether_gradients_are_kept_or_multiplied_out_twice(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = double(folders["bert"])
+    params, episodes = network.params(), [episode(), episode(1)]
+    maml = Maml(inner_lr=0.2, inner_steps=3, second_order="finite_difference", learn="layer")
+    found = []
+    for many in (1, 1000):
+        monkeypatch.setattr("raymeta.hypergradient._MANY", many)
+        everything = params | maml.init(network)
+        found.append(meta_gradient(maml, network, episodes, everything))
+    assert relative(found[0], found[1]) < 1e-8
 
 
 def test_tasks_of_different_sizes_can_be_computed_at_once(folders: dict[str, str]) -> None:

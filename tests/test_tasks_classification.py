@@ -61,6 +61,37 @@ def test_an_episode_has_n_classes_of_k_support_and_q_query_texts_none_shared(siz
     assert again.query.tolist() == drawn.query.tolist()
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), ways=bounds(2, 12), shots=bounds(1, 20),
+    queries=st.integers(1, 20), tasks=st.integers(1, 3), classes_from=st.sampled_from(["all", "task"]),
+    number=st.integers(0, 2**62),
+)  # fmt: skip
+def test_any_sizes_give_a_whole_episode_or_a_message_that_names_the_setting(
+    sizes, ways, shots, queries, tasks, classes_from, number
+):
+    pool = pool_of(sizes, tasks)
+    kind = Classification(ways=ways, shots=shots, queries=queries, classes_from=classes_from)
+    held = [[sum(1 for i in range(size) if i % tasks == t) for size in sizes] for t in range(tasks)]
+    enough = max(sum(n >= shots[1] + queries for n in of) for of in (held if classes_from == "task" else [sizes]))
+    if enough < ways[0]:
+        with pytest.raises(UserError, match=r"tasks\.ways: "):
+            kind.choices(pool)
+        return
+    drawn = kind.draw(pool, 0, number, kind.choices(pool))
+    n = len(drawn.classes)
+    assert ways[0] <= n <= min(ways[1], enough)
+    assert len(set(drawn.classes)) == n
+    both = [*drawn.support.tolist(), *drawn.query.tolist()]
+    assert len(set(both)) == len(both) == len(drawn.support) + n * queries
+    assert len(drawn.support) % n == 0
+    assert shots[0] <= len(drawn.support) // n <= shots[1]
+    table = {"ids": [[1]] * len(both), "classes": [[f"c{pool.held_class[row]}"] for row in both]}
+    labels = kind.examples(table, np.array(both), drawn.classes).extra["labels"].tolist()
+    assert labels == [drawn.classes.index(of[0]) for of in table["classes"]]
+    assert sorted(set(labels)) == list(range(n))
+
+
 def test_ranges_reach_both_their_ends():
     pool = pool_of([20] * 6)
     tasks = Classification(ways=(2, 4), shots=(1, 3), queries=1)
@@ -110,7 +141,7 @@ def test_classes_with_too_few_texts_are_left_out_and_named():
     tasks = Classification(ways=2, shots=3, queries=3)
     choices = tasks.choices(pool_of([6, 5, 9, 2]))
     assert choices.left_out == {"c1": 5, "c3": 2}
-    assert [classes.tolist() for _, classes in choices.groups] == [[0, 2]]
+    assert [choices[i][1].tolist() for i in range(len(choices))] == [[0, 2]]
     with pytest.raises(UserError, match=r"has 1 classes with at least 7 examples .* 'c0' has 6"):
         Classification(ways=2, shots=4, queries=3).choices(pool_of([6, 5, 9, 2]))
 

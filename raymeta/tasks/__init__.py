@@ -261,12 +261,23 @@ def total_weight(targets: Tensor, weight: Tensor | None) -> Tensor:
 
 
 class Choices:
-    """Which classes an episode may draw: over the whole split, or task by task."""
+    """Which classes an episode may draw: over the whole split, or task by task. Arrays, since tasks may be a million."""
 
-    def __init__(self, groups: list[tuple[int | None, Ints]], left_out: dict[str, int]) -> None:
-        self.groups = groups
+    def __init__(self, classes: Ints, left_out: dict[str, int], tasks: Ints | None = None, starts: Ints | None = None):
+        """classes: those of the whole split; or, with `tasks`, those of each task end to end, task i's from `starts[i]` to
+        `starts[i + 1]`."""
+        self._classes, self._tasks, self._starts = classes, tasks, starts
         self.left_out = left_out
-        """Classes with too few examples, and how many each has."""
+        """Classes with too few examples, and how many each has (of some, where they are many)."""
+
+    def __len__(self) -> int:
+        return 1 if self._tasks is None else len(self._tasks)
+
+    def __getitem__(self, i: int) -> tuple[int | None, Ints]:
+        """A task that an episode may be of (None: of any), and the classes there."""
+        if self._tasks is None or self._starts is None:
+            return None, self._classes
+        return int(self._tasks[i]), self._classes[self._starts[i] : self._starts[i + 1]]
 
     @classmethod
     def of(cls, tasks: Tasks, pool: Pool) -> "Choices":
@@ -277,36 +288,34 @@ class Choices:
         owner = pool.cell_class if grouped else np.arange(len(pool.classes))
         enough = sizes >= need
         left_out = {pool.classes[owner[i]]: int(sizes[i]) for i in np.flatnonzero(~enough & (sizes > 0))[:1000]}
-        groups: list[tuple[int | None, Ints]]
         if grouped:
             kept_task, kept_class = pool.cell_task[enough], pool.cell_class[enough]
             order = np.lexsort((kept_class, kept_task))
             kept_task, kept_class = kept_task[order], kept_class[order]
-            tasks_there, starts = np.unique(kept_task, return_index=True)
-            runs = np.split(kept_class, starts[1:]) if len(tasks_there) else []
-            groups = [(int(t), run) for t, run in zip(tasks_there, runs, strict=True) if len(run) >= tasks.ways[0]]
-            if not groups:
-                most = max((len(run) for run in runs), default=0)
+            there, starts = np.unique(kept_task, return_index=True)
+            sizes = np.diff(starts, append=len(kept_class))
+            if not (sizes >= tasks.ways[0]).any():
                 raise UserError(
                     f"tasks.ways: {tasks.ways[0]} ways were asked for within one task, but no task of the {pool.split} "
-                    f"split has more than {most} classes with at least {need} examples "
+                    f"split has more than {sizes.max(initial=0)} classes with at least {need} examples "
                     f"(shots {tasks.shots[1]} + queries {tasks.queries}){_named(left_out)}; "
                     "lower tasks.ways, tasks.shots or tasks.queries, or set tasks.classes_from to all"
                 )
-        else:
-            kept = np.flatnonzero(enough)
-            if len(kept) < tasks.ways[0]:
-                raise UserError(
-                    f"tasks.ways: {tasks.ways[0]} ways were asked for, but the {pool.split} split has {len(kept)} classes "
-                    f"with at least {need} examples (shots {tasks.shots[1]} + queries {tasks.queries}){_named(left_out)}; "
-                    f"lower tasks.ways, tasks.shots or tasks.queries, or move classes to {pool.split}"
-                )
-            groups = [(None, kept)]
-        return cls(groups, left_out)
+            many = sizes >= tasks.ways[0]
+            starts = np.concatenate([[0], np.cumsum(sizes[many])])
+            return cls(kept_class[np.repeat(many, sizes)], left_out, there[many], starts)
+        kept = np.flatnonzero(enough)
+        if len(kept) < tasks.ways[0]:
+            raise UserError(
+                f"tasks.ways: {tasks.ways[0]} ways were asked for, but the {pool.split} split has {len(kept)} classes "
+                f"with at least {need} examples (shots {tasks.shots[1]} + queries {tasks.queries}){_named(left_out)}; "
+                f"lower tasks.ways, tasks.shots or tasks.queries, or move classes to {pool.split}"
+            )
+        return cls(kept, left_out)
 
     def group(self, rng: np.random.Generator) -> tuple[int | None, Ints]:
         """One group to draw from: tasks are drawn alike, whatever their size."""
-        return self.groups[int(rng.integers(len(self.groups)))]
+        return self[int(rng.integers(len(self)))]
 
 
 def _named(left_out: dict[str, int]) -> str:

@@ -112,7 +112,7 @@ class Relations(Tasks):
 
     def choices(self, pool: Pool) -> Choices:
         found = super().choices(pool)
-        for task, available in found.groups if self.nota_rate > 0 else []:
+        for task, available in (found[i] for i in range(len(found))) if self.nota_rate > 0 else []:
             ways, there = min(self.ways[1], len(available)), _classes_of(pool, task)
             if len(there) < ways + 2:
                 raise UserError(

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raymeta import store
@@ -23,7 +24,7 @@ from raymeta.corpora import Corpus, Row, Shard
 from raymeta.episodes import SPLITS
 from raymeta.errors import UserError
 from raymeta.model import Backbone
-from raymeta.sorting import TYPES, VERSION, Part, part_name, sort
+from raymeta.sorting import TEXT, TYPES, VERSION, Part, part_name, sort
 from raymeta.store import Prepared
 from raymeta.tasks import Tasks
 
@@ -174,6 +175,7 @@ class _Encode:
                     "number": row.number,
                     "origin": None if origin is None else str(origin),
                     "task": str(row.values.get("task", "")),
+                    TEXT: _hash(found["ids"]),
                 }
             )
         if kept:
@@ -183,6 +185,12 @@ class _Encode:
             )
             store.write(table, Path(self.folder) / part_name(chunk.order, chunk.number))
         return Part(chunk.order, chunk.number, len(chunk.rows), len(kept), sum(r["cut"] for r in kept), sorted(faults))
+
+
+def _hash(ids: Sequence[int]) -> int:
+    """A number that texts of the same tokens share."""
+    digest = hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def task_fault(values: dict[str, Any]) -> str | None:
@@ -262,6 +270,10 @@ def _account(prepared: Prepared) -> list[str]:
     for name, shared in summary["shared"].items():
         lines.append(
             f"{shared} of the {summary['splits'][name]['classes']} classes of the {name} split are also in the train split"
+        )
+    for name, leaked in summary["leaked"].items():
+        lines.append(
+            f"{leaked} of the {summary['splits'][name]['rows']} rows of the {name} split have the very text of a row of the train split"
         )
     if summary["set_aside"]:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in list(summary["reasons"].items())[:3])

@@ -17,7 +17,7 @@ from raymeta.errors import UserError
 from raymeta.splits import assigned
 from raymeta.tasks import Split
 
-VERSION = 4
+VERSION = 5
 """Of what a prepared corpus looks like on disk."""
 _NAMED_FAULTS = 100_000
 """Bad rows that quarantine.jsonl names; the rest are counted."""
@@ -35,7 +35,16 @@ class Part:
     faults: list[tuple[int, str]]
 
 
-TYPES = {"number": pa.int64(), "origin": pa.string(), "task": pa.string(), "classes": pa.list_(pa.string())}
+TEXT = "text_hash"
+"""A column of numbers that are the same where the tokens of two rows are."""
+
+TYPES = {
+    "number": pa.int64(),
+    "origin": pa.string(),
+    "task": pa.string(),
+    "classes": pa.list_(pa.string()),
+    TEXT: pa.int64(),
+}
 
 _KEY = "key"
 """A column that a task kind may give: of rows with the same, the first is used."""
@@ -124,6 +133,7 @@ def sort(
         "version": VERSION, "rows": len(order), "splits": splits, "set_aside": sum(p.rows for p in parts) - kept, "reasons": dict(reasons.most_common(20)),
         "cut": sum(p.cut for p in parts), "repeated": int(repeated.sum()),
         "in_no_split": kept - len(order) - int(repeated.sum()), "shared": _shared(building, splits),
+        "leaked": _leaked(tables, order, side),
     }  # fmt: skip
     (building / "index.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
@@ -264,3 +274,13 @@ def _shared(building: Path, splits: dict[str, Any]) -> dict[str, int]:
     classes = {name: set(np.load(building / f"{name}.cell_class.npy").tolist()) for name in splits}
     train = classes.pop("train", set())
     return {name: len(there & train) for name, there in classes.items() if there & train}
+
+
+def _leaked(tables: list[pa.Table], order: Ints, side: Ints) -> dict[str, int]:
+    """How many rows of the validation and test splits have the very text of a row of the train split; side: of `order`."""
+    if TEXT not in tables[0].column_names:
+        return {}
+    texts = np.concatenate([t.column(TEXT).chunk(0).to_numpy() for t in tables])[order]
+    train = np.unique(texts[side == SPLITS.index("train")])
+    found = {name: int(np.isin(texts[side == i], train).sum()) for i, name in enumerate(SPLITS) if name != "train"}
+    return {name: count for name, count in found.items() if count}

@@ -12,6 +12,7 @@ from raymeta import store
 from raymeta.corpora import Corpus
 from raymeta.episodes import SPLITS
 from raymeta.model import Backbone
+from raymeta.prepare import prepare
 from raymeta.sorting import sort
 from raymeta.store import Prepared
 from raymeta.tasks import Tasks
@@ -205,3 +206,18 @@ def test_types_of_the_quickstarts_test_domains_are_never_trained(tmp_path, tiny_
     assert prepared.summary["shared"] == {}
     assert prepared.summary["set_aside"] == 0
     assert json.loads((prepared.folder / "index.json").read_text())["in_no_split"] == 0
+
+
+def test_texts_of_the_test_split_that_are_trained_on_are_told(tmp_path, tiny_tokenizer_folder):
+    rows = [{"text": f"text {i}", "label": f"c{i % 2}", "fold": "train"} for i in range(8)]
+    rows += [{"text": f"text {i}", "label": f"d{i % 2}", "fold": "test"} for i in range(6, 12)]
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl(rows))
+    corpus = Corpus.model_validate({"kind": "files", "path": str(tmp_path / "rows.jsonl")})
+    tasks = Tasks.model_validate(intents(column="fold", train="train", test="test"))
+    said: list[str] = []
+    for _ in range(2):  # of a corpus that was prepared before, too
+        prepared = prepare(
+            corpus, tasks, Backbone(name=tiny_tokenizer_folder), 0, tmp_path, on_ray=False, say=said.append
+        )
+    assert prepared.summary["leaked"] == {"test": 2}
+    assert said.count("2 of the 6 rows of the test split have the very text of a row of the train split") == 2

@@ -9,18 +9,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EAGAIN, EIO, ENOENT, ESTALE, ETIMEDOUT
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raymeta.errors import UserError
+from raymeta.errors import UserError, first_line
 
 _FORMAT = 1
+_PASSING = (EAGAIN, EIO, ESTALE, ETIMEDOUT)
+"""Errors of remote storage that may pass: a checkpoint is then tried again, after these waits."""
+_WAITS_S = (1.0, 5.0)
 
 
 class Locked(UserError):
@@ -64,27 +70,59 @@ def save(
     state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
     """
     folder = root / f"step_{step:06d}"
-    for left in root.glob(".*-step_*"):  # by a process that was ended
-        shutil.rmtree(left, ignore_errors=True)
     building = root / f".building-{folder.name}"
-    building.mkdir(parents=True)
-    for name, tensors in (("params", params), ("outer", outer)):
-        save_file(
-            {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors"
-        )
-    (building / "run.yaml").write_text(run_yaml, encoding="utf-8")
-    sums = {path.name: _checksum(path) for path in sorted(building.iterdir())}
-    whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}
-    _write_synced(building / "state.json", json.dumps(whole, indent=1))
-    if folder.exists():
-        _remove(folder)
-    building.rename(folder)
+    for wait_s in (*_WAITS_S, None):
+        try:
+            whole = _written(building, step, params, outer, state, run_yaml)
+            if folder.exists():
+                _remove(folder)
+            building.rename(folder)
+            break
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(building, ignore_errors=True)
+            if wait_s is None or not _passes(error):
+                raise unwritable(f"the checkpoint of step {step}", root, error) from error
+            time.sleep(wait_s)
     best = (state.get("best") or {}).get("step")
     complete = [p for p in _by_step(root) if (p / "state.json").is_file()]
     for old in complete[:-keep]:
         if old != folder and old.name != f"step_{best or 0:06d}":
             _remove(old)
     return Checkpoint(folder, whole)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error of storage may be gone a little later."""
+    number = getattr(error, "errno", None)
+    return number in _PASSING or any(f"(os error {n})" in str(error) for n in _PASSING)  # as safetensors says it
+
+
+def unwritable(what: str, where: Path, error: Exception) -> UserError:
+    """What is said where storage fails: nothing that was complete is lost."""
+    return UserError(
+        f"storage: {what} could not be written to {where} ({first_line(error)}); what was written before is kept. Make room, or bring "
+        "the storage back, and start again: the run goes on from its newest checkpoint"
+    )
+
+
+def _written(
+    building: Path, step: int, params: dict[str, Tensor], outer: dict[str, Tensor], state: dict[str, Any], run_yaml: str
+) -> dict[str, Any]:
+    """Writes all files of a checkpoint to the folder `building`, and through to the disk; gives its state."""
+    if not building.parents[1].is_dir():
+        raise FileNotFoundError(ENOENT, "the run's folder is no longer there")
+    for left in building.parent.glob(".*-step_*"):  # by a process that was ended
+        shutil.rmtree(left, ignore_errors=True)
+    building.mkdir(parents=True)
+    for name, tensors in (("params", params), ("outer", outer)):
+        save_file(
+            {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors"
+        )
+    (building / "run.yaml").write_text(run_yaml, encoding="utf-8")
+    sums = {path.name: _synced_checksum(path) for path in sorted(building.iterdir())}
+    whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}
+    _write_synced(building / "state.json", json.dumps(whole, indent=1))
+    return whole
 
 
 def _by_step(root: Path) -> list[Path]:
@@ -108,6 +146,25 @@ def newest(root: Path, say: Any = print) -> Checkpoint | None:
         except UserError as error:
             say(f"{error}; the checkpoint before it is used")
     return None
+
+
+def agreed(root: Path, rank: int, gathered: Callable[[Any], list[Any]], patience_s: float = 30) -> Checkpoint | None:
+    """The newest checkpoint as the first worker finds it, the same for all: what others see of a shared folder may be older.
+
+    gathered: every worker's object, by rank.
+    """
+    mine = newest(root, say=lambda _: None) if rank == 0 else None
+    step = gathered(mine.step if mine else None)[0]
+    if rank == 0 or step is None:
+        return mine
+    stop = time.monotonic() + patience_s
+    while True:
+        try:
+            return load(root / f"step_{step:06d}")
+        except UserError:
+            if time.monotonic() > stop:
+                raise
+            time.sleep(0.5)
 
 
 def best(root: Path) -> Checkpoint | None:
@@ -164,8 +221,36 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def writer(folder: Path, patience_s: float = 120) -> Iterator[None]:
+    """Keeps what workers write to a run's folder to one of them: waits until one that the run has given up has ended.
+
+    Where a worker is replaced because nothing is heard of it, the one before may still be about to write.
+    """
+    with (folder / "writer").open("a", encoding="utf-8") as file:
+        stop = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > stop:
+                    raise RuntimeError(f"{folder}: a worker that was given up still writes to this folder") from error
+                time.sleep(0.2)
+            except OSError:
+                break  # this file system has no locks; `locked` has said so
+        yield
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synced_checksum(path: Path) -> str:
+    """The checksum of a file that is on the disk: checkpoints before it are removed once this one is complete."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

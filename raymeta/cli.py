@@ -1,5 +1,6 @@
 """The command line: verbs over runs. The only place that prints errors and sets the exit status."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,9 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Meta-train language models to learn new NLP tasks from a handful of examples, with Ray.",
 )  # fmt: skip
+
+_STORAGE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""No space, no more of it for this user, and a file system that may only be read."""
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="a YAML file, a run's folder, or a recipe's name (raymeta ls recipes)")
@@ -311,6 +315,15 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"raymeta: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _STORAGE_FAILS:
+            raise
+        print(
+            f"raymeta: storage: {error.filename or 'a file'} could not be written ({error.strerror}); what was written before is kept. "
+            "Make room, or name another place for storage, and start again",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except BaseException:
         if not received:

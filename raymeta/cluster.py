@@ -3,12 +3,13 @@
 import atexit
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,13 +17,15 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from raymeta import nodes, yaml12
+from raymeta import checkpoint, nodes, notice, yaml12
 from raymeta.component import Section
-from raymeta.errors import UserError, did_you_mean, told
-from raymeta.workers import Workers
+from raymeta.errors import UserError, did_you_mean, first_line, told
+from raymeta.workers import Workers, summing_in_order
 
 _STARTS, _STARTS_ON_DEMAND = 3, 60
 """How often workers are waited for, a minute each, before a run gives up; a machine that is yet to be started takes long."""
+_SAVES_WITHIN_S = 20
+"""How long a run that is told to end waits for its workers to finish their step and save it."""
 
 
 class Profile(Section):
@@ -236,20 +239,20 @@ Job = Callable[[dict[str, Any], Workers], None]
 """What every worker runs: a function of a module, its payload (plain data) and its place among the workers."""
 
 
-def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) -> None:
+def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path, exact: bool = False) -> None:
     """Runs `job` on every worker of the profile and waits. What it finds, it writes to files.
+
+    exact: operations sum in the same order each time, and one that cannot raises.
 
     Raises UserError with a worker's message where a worker raised one; RuntimeError where workers failed too often.
     """
     if profile.in_process:
-        job(payload, Workers(device=torch.device("cuda" if profile.gpu else "cpu")))
+        with summing_in_order(exact), _memory_advice():
+            job(payload, Workers(device=torch.device("cuda" if profile.gpu else "cpu")))
         return
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+    notice.forget(folder)
     note = folder / "error.txt"
     note.unlink(missing_ok=True)
     environment = {
@@ -258,18 +261,50 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **profile.environment,
     }
+    if profile.gpu and exact:
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not profile.gpu:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(profile.cpus_per_worker))))
     interface = nodes.shared(folder)
     if interface:  # between machines, gloo and NCCL are told how; gloo by itself may choose the loopback
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
+    for lost in range(profile.max_failures + 1):
+        try:
+            _fit(job, payload, profile, folder, environment, note, exact)
+            return
+        except (
+            ray.exceptions.RayActorError
+        ) as error:  # Ray Train replaces workers; what looks after them is replaced here
+            if lost == profile.max_failures:
+                raise RuntimeError(f"Ray Train's controller was lost {lost + 1} times: {error}") from error
+            print("Ray Train's controller was lost; going on from the newest checkpoint", flush=True)
+
+
+def _fit(
+    job: Job,
+    payload: dict[str, Any],
+    profile: Profile,
+    folder: Path,
+    environment: dict[str, str],
+    note: Path,
+    exact: bool,
+) -> None:
+    """Runs `job` under one controller of Ray Train."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={
             "job": job,
             "payload": payload,
+            "folder": str(folder),
             "note": str(note),
+            "exact": exact,
             "threads": max(1, int(profile.cpus_per_worker)),
         },
         torch_config=TorchConfig(backend="nccl" if profile.gpu else "gloo", timeout_s=600),
@@ -281,7 +316,7 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
         ),
         run_config=RunConfig(
             # a name of its own each time: where to go on is said by our checkpoints, not by Ray's record of a run
-            name=f"{job.__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            name=f"{job.__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}",
             storage_path=str((folder / "ray").absolute()),
             failure_config=FailureConfig(
                 max_failures=profile.max_failures,
@@ -297,14 +332,58 @@ def launch(job: Job, payload: dict[str, Any], profile: Profile, folder: Path) ->
     try:
         trainer.fit()
     except KeyboardInterrupt:
+        notice.give(folder, within_s=_SAVES_WITHIN_S)
         for controller in controllers:
             with suppress(ray.exceptions.RayActorError):
                 ray.get(controller.abort.remote(), timeout=30)
         raise
     except (ControllerError, WorkerGroupError) as error:
-        if note.is_file():
+        if note.is_file() and note.stat().st_size:
             raise UserError(note.read_text(encoding="utf-8")) from error
+        told = _told(getattr(error, "controller_failure", None))
+        if told:
+            raise UserError(told) from error
+        if out_of_memory(error):
+            said = next((line.strip() for line in str(error).splitlines() if _says_memory(line)), first_line(error))
+            raise UserError(_MEMORY.format(said)) from error
         raise RuntimeError(f"the workers failed: {error}") from error
+
+
+_TOLD = "raymeta: "
+"""What a user's mistake begins with on its way from a worker, where no file could carry it."""
+
+
+def _told(error: Any) -> str | None:
+    """The message of a user's mistake, where an error is one."""
+    return str(error).partition(_TOLD)[2] or None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: the GPU's, this process's, or, as Ray tells it, the machine's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _says_memory(str(error))
+
+
+def _says_memory(text: str) -> bool:
+    words = ("can't allocate memory", "out of memory", "OutOfMemoryError", "running low on memory")
+    return any(word in text for word in words)
+
+
+_MEMORY = (
+    "memory did not suffice ({}); lower what is computed at once (algorithm.tasks_at_once, pretrain.at_once, "
+    "finetune.texts_at_once) to 1, set algorithm.second_order to recomputed, or lower tasks.shots, tasks.queries or model.max_length"
+)
+
+
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(_MEMORY.format(first_line(error))) from error
 
 
 def _stop_on_user_error(note: str) -> Any:
@@ -314,9 +393,10 @@ def _stop_on_user_error(note: str) -> Any:
         """A user's mistake is not retried like a crash."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            if Path(note).is_file():
+            told = next((said for said in map(_told, worker_exceptions.values()) if said), None)
+            if told or Path(note).is_file():
                 logging.disable()  # the driver says what is wrong, and where is of no use
-                raise RuntimeError("a mistake in settings or data; see the message below")
+                raise RuntimeError(f"{_TOLD}{told}" if told else "a mistake in settings or data; see the message below")
 
     return StopOnUserError()
 
@@ -335,13 +415,19 @@ def _on_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
     workers = Workers(context.get_world_rank(), context.get_world_size(), device, on_ray=True)
     try:
-        config["job"](config["payload"], workers)
+        with (
+            checkpoint.writer(Path(config["folder"])) if workers.first else nullcontext(),
+            summing_in_order(config["exact"]),
+            _memory_advice(),
+        ):
+            config["job"](config["payload"], workers)
     except UserError as error:
-        temporary = Path(f"{config['note']}.{workers.rank}")
-        temporary.write_text(str(error), encoding="utf-8")
-        temporary.replace(config["note"])
+        with suppress(OSError):  # where storage is what failed, the error itself carries the message
+            temporary = Path(f"{config['note']}.{workers.rank}")
+            temporary.write_text(str(error), encoding="utf-8")
+            temporary.replace(config["note"])
         logging.disable()
-        raise RuntimeError(str(error)) from error
+        raise RuntimeError(f"{_TOLD}{error}") from error
 
 
 def explained() -> Iterator[tuple[str, str]]:

@@ -118,6 +118,9 @@ class Run(Section):
     """Which checkpoints are kept."""
     storage: str = "results"
     """A folder for runs and prepared corpora; on a cluster of several machines, one that all of them see."""
+    deterministic: bool | None = None
+    """Bit-identical results for the same seed, machine and number of workers, by operations that always sum in the same order;
+    absent: on CPUs, where it costs nothing, and not on GPUs, where some operations are slower so, and some have no such form."""
     cluster: Profile = Field(default_factory=lambda: Profile.model_validate(profile_values("local")))
     """Where it runs: the name of a profile in clusters/, a path to one, or the profile itself."""
 
@@ -337,6 +340,11 @@ class Run(Section):
     def parts(self) -> tuple[Part, ...]:
         """The corpora that the run learns from, each with its tasks: one, or several that are mixed."""
         return parts_of(self.corpus, self.tasks)
+
+    @property
+    def exact(self) -> bool:
+        """Whether operations are to sum in the same order each time."""
+        return not self.cluster.gpu if self.deterministic is None else self.deterministic
 
     @property
     def metric(self) -> str:

@@ -167,9 +167,10 @@ class OuterLoop:
         each = self._tail.tolist()
         tasks, loss = sum(n for n, _, _ in each), sum(loss for _, loss, _ in each)
         if tasks == 0:
+            last = self.step * self.settings.tasks_per_step - 1
             raise UserError(
-                f"step {self.step}: no task had a finite loss and gradient; lower algorithm.inner_lr or outer.lr, and start again: "
-                "the run goes on from its newest checkpoint"
+                f"step {self.step}: no task had a finite loss and gradient (episodes {last + 1 - self.settings.tasks_per_step} to {last}); "
+                "lower algorithm.inner_lr or outer.lr, and start again: the run goes on from its newest checkpoint"
             )
         norm = float(self.grad.norm()) / tasks
         self.grad.mul_(min(1.0, self.settings.clip_norm / (norm + 1e-12)) / tasks)

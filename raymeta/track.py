@@ -1,14 +1,18 @@
 """What a run says of itself: metrics.jsonl, always, and the lines that a person reads."""
 
 import json
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from errno import ENOENT, ENOSPC
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any, Self
+
+from raymeta.checkpoint import unwritable
 
 
 class Track:
@@ -18,18 +22,27 @@ class Track:
         """Goes on after `step`: rows of later steps, and a half-written one, are dropped. of: what the rows that are meant
         hold, where the file has others, too."""
         self.path = path
-        if path.exists():
-            others = (of or {}).items()
-            kept = [row for row in rows(path) if row["step"] <= step or any(row.get(k) != v for k, v in others)]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            if path.exists():
+                others = (of or {}).items()
+                kept = [row for row in rows(path) if row["step"] <= step or any(row.get(k) != v for k, v in others)]
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+                temporary.replace(path)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise unwritable("metrics", path, error) from error
 
     def row(self, **values: Any) -> None:
         """Writes one row."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        line = (json.dumps(values) + "\n").encode()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(ENOSPC, "no space is left")
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise FileNotFoundError(ENOENT, "the file was removed while the run wrote to it")
+        except OSError as error:
+            raise unwritable("metrics", self.path, error) from error
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -117,15 +130,16 @@ class Follow:
             self._look()
 
     def _look(self) -> None:
-        if not self.path.exists():
+        try:
+            size = self.path.stat().st_size
+            if size < self._place:  # a resumed run dropped rows; those that stay were said before
+                self._place, self._rest = 0, ""
+            with self.path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(self._place)
+                text = file.read()
+                self._place = file.tell()
+        except OSError:  # there is nothing yet, or storage is away: the one who writes says so
             return
-        size = self.path.stat().st_size
-        if size < self._place:  # a resumed run dropped rows; those that stay were said before
-            self._place, self._rest = 0, ""
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            file.seek(self._place)
-            text = file.read()
-            self._place = file.tell()
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if hash(line) in self._before:

@@ -1,10 +1,13 @@
 """One worker's place among all, and what they say to each other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 from torch import Tensor
 
 
@@ -34,3 +37,17 @@ class Workers:
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, mine)
         return found
+
+
+@contextmanager
+def summing_in_order(exact: bool) -> Iterator[None]:
+    """Where `exact`, operations give the same bits each time; one that cannot raises RuntimeError, and torch names it."""
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(exact or before[0])
+    memory.fill_uninitialized_memory = False  # nothing reads what was not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]

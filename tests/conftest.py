@@ -18,12 +18,10 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a BERT of two layers, 16 wide, and a WordPiece tokenizer: letters, their continuations, some words."""
+def save_tiny_bert(folder: Path) -> str:
+    """Writes a BERT of two layers, 16 wide, and a WordPiece tokenizer: letters, their continuations, some words."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
     pieces += [w for w in dict.fromkeys(WORDS.split()) if len(w) > 1]
     tokenizer = BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)})
@@ -35,6 +33,12 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny BERT and its tokenizer."""
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, the best is kept, and a damaged one is passed over with a word."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,29 @@ def test_a_run_folder_belongs_to_one_process_at_a_time(tmp_path):
         pass
     with checkpoint.locked(folder):
         assert (folder / "lock").read_text().startswith("process ")
+
+
+def test_the_next_worker_writes_only_when_the_one_before_has_ended(tmp_path):
+    code = f"from pathlib import Path; from raymeta import checkpoint\nwith checkpoint.writer(Path({str(tmp_path)!r})): print('writes', flush=True); input()"
+    before = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert before.stdout is not None
+    assert before.stdout.readline() == "writes\n"
+    with pytest.raises(RuntimeError, match="a worker that was given up still writes"), checkpoint.writer(tmp_path, 0.1):
+        pass
+    before.kill()
+    with checkpoint.writer(tmp_path, 30):
+        pass
+    before.communicate()
+
+
+def test_all_workers_start_from_the_first_ones_newest_checkpoint(tmp_path):
+    assert checkpoint.agreed(tmp_path, 0, lambda mine: [mine]) is None
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    first = checkpoint.agreed(tmp_path, 0, lambda mine: [mine, None])
+    other = checkpoint.agreed(tmp_path, 1, lambda mine: [2, mine])
+    assert first is not None
+    assert other is not None
+    assert (first.step, other.step) == (3, 2)
+    with pytest.raises(UserError, match="step_000009"):
+        checkpoint.agreed(tmp_path, 1, lambda mine: [9, mine], patience_s=0.1)

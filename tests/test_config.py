@@ -1,9 +1,10 @@
 """A run is read from YAML and `key=value`, and written so that it is read back the same."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -127,6 +128,63 @@ def test_yaml_reads_back_what_it_wrote(value):
 @given(st.sampled_from([*NUMBERS, *TEXTS, "true", "null", "~", "", "#", "- a", "a: b", "'", '"', "\n", "\u2028"]))
 def test_text_that_looks_like_something_else_is_written_as_text(text):
     assert yaml12.parse(yaml12.dump({"a": text, "b": [text]})) == {"a": text, "b": [text]}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "asked", "exact"), [(False, None, True), (True, None, False), (True, True, True), (False, False, False)]
+)
+def test_runs_are_deterministic_on_cpus_unless_told_otherwise(gpu, asked, exact):
+    assert Run.of({**GOOD, "cluster": {"gpu": gpu}, "deterministic": asked}).exact == exact
+
+
+SECTIONS = sorted(set(Run.model_fields) - {"description"})
+KNOWN = sorted({f"{s}.{k}" for s in ("outer", "save", "evaluate", "validation", "model", "tasks", "algorithm", "cluster") for k in (
+    "steps", "lr", "every", "keep", "episodes", "shots", "ways", "queries", "name", "head", "adapt", "kind", "inner_lr", "inner_steps",
+    "order", "workers", "split", "clip_norm",
+)})  # fmt: skip
+GOOD = {
+    "name": "x",
+    "model": {"name": "some-model"},
+    "corpus": {"kind": "quickstart"},
+    "tasks": {"kind": "classification", "split": {"test": 2}},
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(SECTIONS), plain, max_size=4))
+def test_any_values_for_sections_make_a_run_or_a_message(sections):
+    try:
+        run = Run.of({**GOOD, **sections})
+    except UserError as error:
+        assert str(error).strip()  # noqa: PT017 - one of two outcomes
+        return
+    assert Run.of(yaml12.parse(run.yaml())) == run
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(KNOWN), plain)
+def test_any_value_of_a_setting_makes_a_run_that_reads_back_the_same_or_a_message_that_names_it(setting, value):
+    section, _, key = setting.partition(".")
+    try:
+        run = Run.of({**GOOD, section: {**GOOD.get(section, {}), key: value}})
+    except UserError as error:
+        assert section in str(error)  # noqa: PT017 - one of two outcomes
+        return
+    assert Run.of(yaml12.parse(run.yaml())) == run
+    assert run.hash() == Run.of(yaml12.parse(run.yaml())).hash()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(KNOWN), st.text(TEXT, max_size=12))
+def test_any_text_behind_a_settings_name_makes_a_run_or_a_message(setting, text):
+    run = Run.of(GOOD)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(run.yaml(), encoding="utf-8")
+        try:
+            Run.load(str(path), f"{setting}={text}")
+        except UserError as error:
+            assert str(error).strip()  # noqa: PT017 - one of two outcomes
 
 
 def test_the_runs_folder_changes_with_what_training_depends_on_and_with_nothing_else(path):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from raymeta import checkpoint
+from raymeta import checkpoint, notice
 from raymeta.checkpoint import Checkpoint
 from raymeta.episodes import Ints
 from raymeta.errors import UserError
@@ -90,6 +90,8 @@ def fitted(job: Job, fit: Fit, classifier: Classifier, params: Params, folder: P
     its reports are written as files. Every worker of the job gets the same.
     """
     path = folder / "fit.json"
+    if job.workers.first:
+        folder.mkdir(parents=True, exist_ok=True)
     newest = None if path.is_file() else checkpoint.newest(folder / "checkpoints", say=_silent)
     # the first worker's look counts: it may have written more by the time that others look
     done, step = job.workers.gathered((path.is_file(), newest.step if newest else None))[0]
@@ -181,41 +183,40 @@ def _trained(
         return outer.step >= steps or (settings.patience is not None and progress.since_best >= settings.patience)
 
     def save() -> None:
-        if not workers.first:
-            return
         plain = {"best": progress.best, "metric": target.tasks.metric, "progress": progress.__dict__, **job.state}
         kept = {n: p for n, p in params.items() if n in classifier.network.base or n in outer.params}
         checkpoint.save(folder / "checkpoints", outer.step, kept, outer.state(), plain, job.run_yaml, job.keep)
 
     if start is None:
         validate()
-        save()
-    while not stopped():
-        began = time.perf_counter()
-        step = outer.step + 1
-        texts = batch(rows, settings.batch_size, step, job.seed, fit.repeat)
-        a_batch = -(-settings.batch_size // settings.texts_at_once)
-        for i, part in enumerate(parts(texts, settings.texts_at_once)):
-            if i % workers.count == workers.rank:
-                found = classifier.gradient(params, part, job.seed + fit.repeat, step * a_batch + i)
-                outer.accumulate(found.grads, found.rows, found.weight, found.loss)
-        workers.sum(outer.sums)
-        penalty = outer.penalise(settings.l2, penalised) if settings.l2 else 0.0
-        took = outer.update()
-        if not isfinite(took.query_loss + took.grad_norm):
-            raise UserError(
-                f"finetune.lr: the loss or its gradient is not finite at step {step} of {fit.name}; lower finetune.lr "
-                f"({settings.lr}), and start again: it goes on from its newest checkpoint"
-            )
-        progress.losses = (progress.losses[0] + took.query_loss, progress.losses[1] + 1)
-        if track:
-            track.row(
-                fit=fit.name, step=step, epoch=step / a_pass, loss=took.query_loss, penalty=penalty, grad_norm=took.grad_norm,
-                lr=took.lr, step_s=time.perf_counter() - began,
-            )  # fmt: skip
-        improved = (step % (settings.every or a_pass) == 0 or step == steps) and validate()
-        if improved or step % job.save_every == 0 or stopped():
+        if workers.first:
             save()
+    with notice.Saves(job.folder, workers.first, lambda: outer.step, save) as saves:
+        while not stopped():
+            began = time.perf_counter()
+            step = outer.step + 1
+            texts = batch(rows, settings.batch_size, step, job.seed, fit.repeat)
+            a_batch = -(-settings.batch_size // settings.texts_at_once)
+            for i, part in enumerate(parts(texts, settings.texts_at_once)):
+                if i % workers.count == workers.rank:
+                    found = classifier.gradient(params, part, job.seed + fit.repeat, step * a_batch + i)
+                    outer.accumulate(found.grads, found.rows, found.weight, found.loss)
+            workers.sum(outer.sums)
+            penalty = outer.penalise(settings.l2, penalised) if settings.l2 else 0.0
+            took = outer.update()
+            if not isfinite(took.query_loss + took.grad_norm):
+                raise UserError(
+                    f"finetune.lr: the loss or its gradient is not finite at step {step} of {fit.name}; lower finetune.lr "
+                    f"({settings.lr}), and start again: it goes on from its newest checkpoint"
+                )
+            progress.losses = (progress.losses[0] + took.query_loss, progress.losses[1] + 1)
+            if track:
+                track.row(
+                    fit=fit.name, step=step, epoch=step / a_pass, loss=took.query_loss, penalty=penalty, grad_norm=took.grad_norm,
+                    lr=took.lr, step_s=time.perf_counter() - began,
+                )  # fmt: skip
+            improved = (step % (settings.every or a_pass) == 0 or step == steps) and validate()
+            saves.done(due=improved or step % job.save_every == 0 or stopped())
     workers.gathered(None)  # the first worker has written what all read now
     best = progress.best
     if best and best["step"] != outer.step:

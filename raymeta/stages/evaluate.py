@@ -137,7 +137,7 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
             "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": folders,
             "checkpoint": str(start.folder), "asked": asked,
         }  # fmt: skip
-        launch(_measure, payload, run.cluster, run.folder)
+        launch(_measure, payload, run.cluster, run.folder, run.exact)
     found = read(path)
     assert found is not None
     return found

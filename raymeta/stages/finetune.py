@@ -221,7 +221,7 @@ def _launch(run: Run, one: Finetune, start: Checkpoint | None, folder: Path) -> 
         "start": str(start.folder) if start else None,
     }  # fmt: skip
     with _Follow(folder / "metrics.jsonl", target.tasks.metric, frozenset(fit.name for fit in _fits(one))):
-        launch(_finetune, payload, run.cluster, folder)
+        launch(_finetune, payload, run.cluster, folder, run.exact)
 
 
 class _Follow(Follow):

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from raymeta import checkpoint, plots
+from raymeta import checkpoint, notice, plots
 from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
@@ -105,7 +105,7 @@ def _launch(run: Run, folder: Path) -> None:
         "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": folders, "start": start.step if start else 0,
     }  # fmt: skip
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.metric):
-        launch(_train, payload, run.cluster, folder)
+        launch(_train, payload, run.cluster, folder, run.exact)
 
 
 def _silent(line: str) -> None:
@@ -123,45 +123,49 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     moved = {n: p for n, p in params.items() if n in moving or n not in network.base}
     outer = OuterLoop(run.outer, moved, network.embedding, len(run.parts))
     params |= outer.params
-    start = checkpoint.newest(folder / "checkpoints", say=_silent)
+    start = checkpoint.agreed(folder / "checkpoints", workers.rank, workers.gathered)
     best = None
     if start:
         outer.restore(start.step, start.params(), start.outer())
         best = start.state.get("best")
         if workers.first and start.step != payload["start"]:
-            print(f"workers were lost; going on from step {start.step}")
+            print(f"the workers changed; {workers.count} go on from step {start.step}")
     track = Track(folder / "metrics.jsonl", outer.step) if workers.first else None
     stream = steps(
         source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray
     )
     at_once = run.algorithm.at_once(network)
+
+    def save() -> None:
+        state = {"best": best, "metric": run.metric}
+        checkpoint.save(
+            folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep
+        )
+
     began = time.perf_counter()
-    for episodes in stream:
-        waited = time.perf_counter() - began
-        not_counted: list[int] = []
-        for together in _together(episodes, at_once):
-            not_counted += _learned(run, network, outer, params, together, workers)
-        workers.sum(outer.sums)
-        took = outer.update()
-        if took.tasks < run.outer.tasks_per_step:
-            not_counted = sorted(n for mine in workers.gathered(not_counted) for n in mine)
-        seconds = time.perf_counter() - began
-        if track:
-            track.row(
-                step=outer.step, query_loss=took.query_loss, **_query_metrics(run, took), grad_norm=took.grad_norm,
-                lr=took.lr, tasks=took.tasks, tasks_per_s=took.tasks / seconds, step_s=seconds, wait_s=waited, **({"left_out": not_counted} if not_counted else {}),
-            )  # fmt: skip
-        last = outer.step == run.outer.steps
-        improved = False
-        if run.validation.every and (outer.step % run.validation.every == 0 or last):
-            found_best = _validate(run, network, outer, params, payload["prepared"], workers, track, best)
-            improved, best = found_best is not best, found_best
-        if workers.first and (outer.step % run.save.every == 0 or improved or last):
-            state = {"best": best, "metric": run.metric}
-            checkpoint.save(
-                folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep
-            )
-        began = time.perf_counter()
+    with notice.Saves(folder, workers.first, lambda: outer.step, save) as saves:
+        for episodes in stream:
+            waited = time.perf_counter() - began
+            not_counted: list[int] = []
+            for together in _together(episodes, at_once):
+                not_counted += _learned(run, network, outer, params, together, workers)
+            workers.sum(outer.sums)
+            took = outer.update()
+            if took.tasks < run.outer.tasks_per_step:
+                not_counted = sorted(n for mine in workers.gathered(not_counted) for n in mine)
+            seconds = time.perf_counter() - began
+            if track:
+                track.row(
+                    step=outer.step, query_loss=took.query_loss, **_query_metrics(run, took), grad_norm=took.grad_norm,
+                    lr=took.lr, tasks=took.tasks, tasks_per_s=took.tasks / seconds, step_s=seconds, wait_s=waited, **({"left_out": not_counted} if not_counted else {}),
+                )  # fmt: skip
+            last = outer.step == run.outer.steps
+            improved = False
+            if run.validation.every and (outer.step % run.validation.every == 0 or last):
+                found_best = _validate(run, network, outer, params, payload["prepared"], workers, track, best)
+                improved, best = found_best is not best, found_best
+            saves.done(due=outer.step % run.save.every == 0 or improved or last)
+            began = time.perf_counter()
 
 
 def _query_metrics(run: Run, took: OuterStep) -> dict[str, float]:

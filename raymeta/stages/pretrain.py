@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raymeta import checkpoint
+from raymeta import checkpoint, notice
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
 from raymeta.episodes import generator
@@ -103,7 +103,7 @@ def pretrain(run: Run) -> Result:
         }  # fmt: skip
         metrics = folder / "metrics.jsonl"
         with Follow(metrics, run.pretrain.steps, "", of_step=step_line, of_validation=validation_line):
-            launch(_train, payload, run.cluster, folder)
+            launch(_train, payload, run.cluster, folder, run.exact)
     result = finished(run)
     if result is None:
         raise RuntimeError(f"pre-training ended before its last step; see {folder}")
@@ -254,13 +254,13 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     loop = OuterLoop(settings, params, "")
     loop.hold(module)
     metrics = folder / "metrics.jsonl"
-    start = checkpoint.newest(folder / "checkpoints", say=_silent)
+    start = checkpoint.agreed(folder / "checkpoints", workers.rank, workers.gathered)
     tokens = 0
     if start:
         loop.restore(start.step, start.params(), start.outer())
         tokens = int(start.state["tokens"])
         if workers.first and start.step != payload["start"]:
-            print(f"workers were lost; going on from step {start.step}")
+            print(f"the workers changed; {workers.count} go on from step {start.step}")
     elif workers.first:
         metrics.unlink(missing_ok=True)
     track = Track(metrics, loop.step) if workers.first else None
@@ -271,25 +271,29 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         found = measured(model, held, section, workers)
         if track:
             track.row(step=0, split="validation", **found)
+
+    def save() -> None:
+        state = {"best": None, "tokens": tokens, "text": store.folder.name}
+        checkpoint.save(folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep)
+
     began = time.perf_counter()
-    for rows in _stream(train, loop.step, section, workers):
-        waited = time.perf_counter() - began
-        found = _step(model, loop, rows, section, run.seed, workers)
-        tokens += found["tokens"]
-        seconds = time.perf_counter() - began
-        if track:
-            track.row(step=loop.step, **found, tokens_per_s=found["tokens"] / seconds, step_s=seconds, wait_s=waited)
-        last = loop.step == section.steps
-        if last or (section.validation_every and loop.step % section.validation_every == 0):
-            measures = measured(model, held, section, workers)
+    with notice.Saves(folder, workers.first, lambda: loop.step, save) as saves:
+        for rows in _stream(train, loop.step, section, workers):
+            waited = time.perf_counter() - began
+            found = _step(model, loop, rows, section, run.seed, workers)
+            tokens += found["tokens"]
+            seconds = time.perf_counter() - began
             if track:
-                track.row(step=loop.step, split="validation", **measures)
-        if workers.first and (last or loop.step % section.save_every == 0):
-            state = {"best": None, "tokens": tokens, "text": store.folder.name}
-            checkpoint.save(
-                folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep
-            )
-        began = time.perf_counter()
+                track.row(
+                    step=loop.step, **found, tokens_per_s=found["tokens"] / seconds, step_s=seconds, wait_s=waited
+                )
+            last = loop.step == section.steps
+            if last or (section.validation_every and loop.step % section.validation_every == 0):
+                measures = measured(model, held, section, workers)
+                if track:
+                    track.row(step=loop.step, split="validation", **measures)
+            saves.done(due=last or loop.step % section.save_every == 0)
+            began = time.perf_counter()
     if workers.first:
         saved(module, tokenizer, run.model, folder / "model")
         _conclude(folder, section, store, tokens, sum(p.numel() for p in params.values()))

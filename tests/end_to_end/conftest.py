@@ -20,6 +20,8 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "3"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's own 15 has workers wait, for minutes, for whatever else a machine of few cores does
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
 
 MakeRun = Callable[..., Run]
 
@@ -51,12 +53,11 @@ def ray_cluster(ray_folder: Path) -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def settings(tiny_tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small_run(model: str, storage: str) -> dict[str, Any]:
     """20 steps of second-order MAML on the shipped entities with a tiny BERT, in this process."""
     return {
         "name": "tiny",
-        "model": {"name": tiny_tokenizer_folder, "head": {"kind": "prototype", "scale": 0.2}},
+        "model": {"name": model, "head": {"kind": "prototype", "scale": 0.2}},
         "corpus": {"kind": "quickstart"},
         "tasks": {
             "kind": "entities", "ways": 3, "shots": 1, "queries": 1, "classes_from": "task",
@@ -67,9 +68,15 @@ def settings(tiny_tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactor
         "validation": {"every": 10, "episodes": 6},
         "evaluate": {"episodes": 10},
         "save": {"every": 5},
-        "storage": str(tmp_path_factory.mktemp("results")),
+        "storage": storage,
         "cluster": "local-debug",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_tokenizer_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The small run's settings."""
+    return small_run(tiny_tokenizer_folder, str(tmp_path_factory.mktemp("results")))
 
 
 @pytest.fixture

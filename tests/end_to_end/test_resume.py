@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from raymeta import checkpoint
 from raymeta.config import Run
 from raymeta.errors import UserError
-from raymeta.stages.metatrain import finished, metatrain
+from raymeta.stages.metatrain import Result, finished, metatrain
 from tests.end_to_end.commands import ended, left_behind, start, wait_for, written
 from tests.end_to_end.conftest import INTERRUPTED, workers
 from tests.end_to_end.outcome import metrics, same_bytes
@@ -17,9 +18,9 @@ from tests.end_to_end.outcome import metrics, same_bytes
 PLACES = ["in-process", "on-ray"]
 
 
-def held_run(settings: dict[str, Any], name: str, sign: Path, cluster: Any) -> dict[str, Any]:
+def held_run(settings: dict[str, Any], name: str, sign: Path, cluster: Any, how: str = "held") -> dict[str, Any]:
     """A run that waits in step 13 to be stopped, once, if the file `sign` is there."""
-    algorithm = {**settings["algorithm"], "kind": INTERRUPTED, "at": 12 * 4 + 1, "sign": str(sign), "how": "held"}
+    algorithm = {**settings["algorithm"], "kind": INTERRUPTED, "at": 12 * 4 + 1, "sign": str(sign), "how": how}
     return {**settings, "name": name, "algorithm": algorithm, "cluster": cluster}
 
 
@@ -77,12 +78,13 @@ def test_two_processes_do_not_work_on_one_run_at_once(settings: dict[str, Any], 
     ],
     ids=["in-process-int", "in-process-term", "on-ray-int", "on-ray-term"],
 )
-def test_a_stopped_command_leaves_no_process_and_no_traceback(
-    cluster: Any, sent: signal.Signals, settings: dict[str, Any], tmp_path: Path, ray_folder: Path
+def test_a_stopped_command_saves_its_last_whole_step_and_leaves_no_process_and_no_traceback(
+    cluster: Any, sent: signal.Signals, settings: dict[str, Any], alone: Result, tmp_path: Path, ray_folder: Path
 ) -> None:
     sign = tmp_path / "sign"
     sign.touch()
-    values = held_run(settings, f"stopped-{tmp_path.name}", sign, cluster)
+    here = cluster == "local-debug"
+    values = held_run(settings, f"stopped-{tmp_path.name}", sign, cluster, "held" if here else "paused")
     command = ("run", written(values, tmp_path / "run.yaml"))
     environment = {"RAY_TMPDIR": str(ray_folder), "RAYMETA_TEST": tmp_path.name}
     process = start(*command, environment=environment)
@@ -93,3 +95,10 @@ def test_a_stopped_command_leaves_no_process_and_no_traceback(
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "stopped; the same command goes on from the newest checkpoint"
     assert left_behind(tmp_path.name) == []
+    # in this process the step under way is given up; workers end theirs, and what they tell comes after it
+    saved = checkpoint.newest(Run.of(values).folder / "checkpoints")
+    assert saved is not None
+    assert saved.step == (12 if here else 13)
+    if here:
+        assert same_bytes(metatrain(Run.of(values)), alone)
+        assert metrics(Run.of(values).folder) == metrics(alone.folder)

@@ -1,0 +1,81 @@
+"""The notice that a run is to end: its first worker then writes a checkpoint of the step that it has just done.
+
+Two files in the run's folder carry it, since the one who gives notice and the worker may be on different machines: `heeds-notice`
+is there while a worker steps, and is renamed `ends-now` to give notice; the worker removes that when its checkpoint is there.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_HEEDS, _NOW = "heeds-notice", "ends-now"
+
+
+def forget(folder: Path) -> None:
+    """Removes what processes that were killed have left."""
+    for name in (_HEEDS, _NOW):
+        (folder / name).unlink(missing_ok=True)
+
+
+def heed(folder: Path) -> None:
+    """The worker says that it will heed a notice from now on."""
+    (folder / _HEEDS).touch()
+
+
+def given(folder: Path) -> bool:
+    """Whether notice was given; the worker asks after each step."""
+    return (folder / _NOW).exists()
+
+
+def give(folder: Path, within_s: float) -> bool:
+    """Gives notice; whether a worker heeded it. Comes back at once where none would."""
+    try:
+        (folder / _HEEDS).rename(folder / _NOW)
+    except FileNotFoundError:
+        return False
+    stop = time.monotonic() + within_s
+    while given(folder):
+        if time.monotonic() > stop:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+class Saves:
+    """Saves steps when they are due, and, where the run is told to end, the last one of which all is done.
+
+    In this process an interrupt may come at any moment: what a step has then changed by half is not saved.
+    """
+
+    def __init__(self, folder: Path, first: bool, step: Callable[[], int], save: Callable[[], None]) -> None:
+        """folder: of the run; first: whether this worker writes files; step: the one that parameters are at."""
+        self.folder, self.first, self.step, self.save = folder, first, step, save
+        self._saved = self._done = step()
+
+    def done(self, due: bool) -> None:
+        """All of a step is done, its rows in metrics.jsonl too; it is saved if it is `due`, or the run is to end."""
+        self._done = self.step()
+        if not self.first:
+            return
+        ending = given(self.folder)
+        if due or ending:
+            self.save()
+            self._saved = self._done
+        if ending:
+            forget(self.folder)
+
+    def __enter__(self) -> Self:
+        if self.first:
+            heed(self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.first:
+            return
+        if kind is KeyboardInterrupt and self._saved < self._done == self.step():
+            self.save()
+        forget(self.folder)

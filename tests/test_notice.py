@@ -1,0 +1,89 @@
+"""A run that is told to end writes a checkpoint of its last whole step first, and of no step that is half done."""
+
+import threading
+import time
+
+import pytest
+
+from raymeta import notice
+
+
+class Steps:
+    """Steps that are taken and saved."""
+
+    def __init__(self) -> None:
+        self.step, self.saved = 0, []
+
+    def save(self) -> None:
+        self.saved.append(self.step)
+
+
+def saves(folder, steps: Steps, first: bool = True) -> notice.Saves:
+    return notice.Saves(folder, first, lambda: steps.step, steps.save)
+
+
+def test_steps_are_saved_when_they_are_due(tmp_path):
+    steps = Steps()
+    with saves(tmp_path, steps) as kept:
+        for steps.step in range(1, 6):
+            kept.done(due=steps.step % 2 == 0)
+    assert steps.saved == [2, 4]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("moment", "expected"), [("in a step", [2, 3]), ("in an update", [2]), ("after a save", [2])])
+def test_an_interrupt_saves_the_last_whole_step_once(moment, expected, tmp_path):
+    steps = Steps()
+
+    def interrupted() -> None:
+        with saves(tmp_path, steps) as kept:
+            for steps.step in (1, 2, 3):
+                kept.done(due=steps.step == 2)
+                if moment == "after a save" and steps.step == 2:
+                    raise KeyboardInterrupt
+            if moment == "in an update":
+                steps.step = 4
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert steps.saved == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notice_waits_until_the_step_is_saved(tmp_path):
+    steps, go, found = Steps(), threading.Event(), []
+    with saves(tmp_path, steps) as kept:
+        giver = threading.Thread(target=lambda: (go.set(), found.append(notice.give(tmp_path, within_s=30))))
+        giver.start()
+        go.wait()
+        while not notice.given(tmp_path):
+            time.sleep(0.01)
+        steps.step = 7
+        kept.done(due=False)
+        giver.join()
+    assert found == [True]
+    assert steps.saved == [7]
+
+
+def test_other_workers_neither_save_nor_heed(tmp_path):
+    steps = Steps()
+
+    def interrupted() -> None:
+        with saves(tmp_path, steps, first=False) as kept:
+            steps.step = 1
+            kept.done(due=True)
+            assert not notice.give(tmp_path, within_s=0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert steps.saved == []
+
+
+def test_notice_that_nobody_heeds_comes_back(tmp_path):
+    assert not notice.give(tmp_path, within_s=30)
+    notice.heed(tmp_path)
+    assert not notice.give(tmp_path, within_s=0.1)
+    notice.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []

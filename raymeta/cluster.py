@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -81,6 +82,17 @@ class Profile(Section):
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError("\n".join(f"cluster.{line}" for line in told(error))) from error
+
+    @field_validator("environment")
+    @classmethod
+    def _holds_no_secret(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|CREDENTIAL", name.upper()):
+                raise ValueError(
+                    f"{name} looks like a secret, and files of the run would hold its value; set it where the command is given (a job gets it by "
+                    "cluster.secrets, which names it)"
+                )
+        return value
 
     @field_validator("workers")
     @classmethod

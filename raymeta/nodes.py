@@ -4,12 +4,17 @@ import fcntl
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raymeta.errors import UserError
 
 Resources = Mapping[str, float]
+
+_LOOKS, _LOOK_AGAIN_S = 10, 3.0
+"""How often machines are asked, where one was lost a moment ago: Ray takes up to half a minute to know."""
 
 
 def fits(bundle: Resources, node: Resources) -> int:
@@ -38,26 +43,26 @@ def shared(folder: Path) -> str | None:
     """Checks that every machine sees `folder`; gives the network interface that carries them all, where there are several
     and it has one name. Raises UserError with the remedy for a folder that is this machine's own."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(alive()) < 2:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     sign = folder / f".seen-{secrets.token_hex(8)}"
     sign.touch()
     try:
-        look = ray.remote(num_cpus=0, max_retries=3)(_look)
-        answers = ray.get(
-            [
-                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(
-                    str(sign), n["NodeManagerAddress"]
-                )
-                for n in nodes
-            ]
-        )
+        for again in reversed(range(_LOOKS)):
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            if len(nodes) < 2:
+                return None
+            try:
+                answers = _looks(nodes, sign)
+                break
+            except ray.exceptions.RayError:  # a machine was lost that Ray took to be there
+                if not again:
+                    raise
+                time.sleep(_LOOK_AGAIN_S)
     finally:
-        sign.unlink()
+        sign.unlink(missing_ok=True)
     blind = [n["NodeManagerAddress"] for n, (seen, _) in zip(nodes, answers, strict=True) if not seen]
     if blind:
         raise UserError(
@@ -66,6 +71,22 @@ def shared(folder: Path) -> str | None:
         )
     names = {name for _, name in answers}
     return names.pop() if len(names) == 1 else None
+
+
+def _looks(nodes: list[dict[str, Any]], sign: Path) -> list[tuple[bool, str | None]]:
+    """What `_look` finds on each machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=3)(_look)
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    found: list[tuple[bool, str | None]] = ray.get(
+        [
+            look.options(scheduling_strategy=on).remote(str(sign), node["NodeManagerAddress"])
+            for on, node in zip(there, nodes, strict=True)
+        ]
+    )
+    return found
 
 
 def _look(sign: str, address: str) -> tuple[bool, str | None]:

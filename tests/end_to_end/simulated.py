@@ -27,8 +27,15 @@ def titles() -> dict[int, tuple[int, str]]:
     return found
 
 
+def _above(pid: int, everybody: dict[int, tuple[int, str]], roots: set[int]) -> int | None:
+    """Which of `roots` a process descends from."""
+    while pid in everybody and pid not in roots:
+        pid = everybody[pid][0]
+    return pid if pid in roots else None
+
+
 class Nodes:
-    """A Ray cluster of a head and further nodes, one CPU each, which notices within seconds that a node is gone."""
+    """A Ray cluster of a head without CPUs and of nodes with one each, which notices within seconds that a node is gone."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -48,7 +55,7 @@ class Nodes:
             "health_check_timeout_ms": 5000,
             "health_check_failure_threshold": 3,
         }
-        head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.environment |= {
             "RAY_ADDRESS": self._cluster.address,
@@ -56,7 +63,7 @@ class Nodes:
             # how long a group of workers is waited for that asks for a node which is no longer there
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         }
-        for _ in range(self.count - 1):
+        for _ in range(self.count):
             self.grow()
 
     def grow(self) -> None:
@@ -82,11 +89,15 @@ class Nodes:
         roots = self._roots()
 
         def ours(pid: int) -> bool:
-            while pid in everybody and pid not in roots:
-                pid = everybody[pid][0]
-            return pid in roots
+            return _above(pid, everybody, roots) is not None
 
         return sorted(pid for pid, (_, title) in everybody.items() if ROLES[role](title) and ours(pid))
+
+    def busy_raylets(self) -> list[int]:
+        """The daemons of nodes on which a worker trains (all, where none does)."""
+        there = set(self.raylets())
+        found = {_above(pid, titles(), there) for pid in self.running("worker")} & there
+        return sorted(found or there)
 
     def mend(self) -> None:
         """Puts a new node in the place of each that is lost."""

@@ -12,7 +12,7 @@ from tests.end_to_end.commands import ROOT
 def test_runs_that_lose_a_process_end_as_the_undisturbed_one_does() -> None:
     """In a process of its own, since a simulated cluster takes a process's Ray over."""
     victims = ("controller", "raylet", "data")
-    words = ["--runs", str(len(victims)), "--seed", "1", "--victims", *victims]
+    words = ["--workers", "1", "--runs", str(len(victims)), "--seed", "1", "--victims", *victims]
     done = subprocess.run(
         [sys.executable, "-m", "tests.end_to_end.chaos", *words], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )

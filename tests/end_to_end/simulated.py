@@ -61,7 +61,7 @@ class Nodes:
             "RAY_ADDRESS": self._cluster.address,
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
             # how long a group of workers is waited for that asks for a node which is no longer there
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         }
         for _ in range(self.count):
             self.grow()

@@ -58,7 +58,7 @@ class Service:
             return 400, {"error": f"the body is not JSON: {error}"}
 
     def _about(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"kind": self.learner.tasks.kind, "roles": list(self.learner.tasks.roles)}
+        found: dict[str, Any] = {"kind": self.learner.tasks.kind, "roles": list(self.learner.tasks.reads())}
         if isinstance(self.learner, Adapted):
             found["classes"] = list(self.learner.classes)
         return {**found, "tasks": list(self._tasks)}

@@ -7,8 +7,13 @@ import pytest
 from raymeta.checks import check
 from raymeta.config import Run, recipes
 
+MUCH_TEXT = {"instructions-sni", "translation-tico19"}
+"""Recipes that train a tokenizer on more text than is read in a few seconds."""
 
-@pytest.mark.parametrize("recipe", recipes())
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if name in MUCH_TEXT else ()) for name in recipes()]
+)
 def test_check_prints_a_sample_episode_of_the_recipe_and_starts_no_cluster(
     recipe: str,
     tmp_path: Path,

@@ -22,12 +22,14 @@ from raymeta.model import Network
 from raymeta.parts import Part, held_out, left_out, prepared
 from raymeta.plain import whole
 from raymeta.setfit import SetFit, Tuner
+from raymeta.stages.measuring import Measuring, Tick, progress_line
 from raymeta.stages.pretrain import ready
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
 from raymeta.tasks._text_to_text import Generation
 from raymeta.tasks.classification import Classification
 from raymeta.tasks.entities import Entities
+from raymeta.track import Follow
 from raymeta.workers import Workers
 from raymeta.writing import end_of, written
 
@@ -42,6 +44,9 @@ ROWS = {
 where an output means the same in every task there are no prototypes, and a head over new classes says nothing before it is
 adapted. `setfit` is there if it is asked for, of the first `setfit_episodes` episodes."""
 
+SO_FAR = "evaluation.jsonl"
+"""File of a run's folder that is there while it is evaluated."""
+
 
 def scores(
     network: Network,
@@ -52,10 +57,12 @@ def scores(
     inner_steps: int | None,
     workers: Workers,
     written_out: bool = False,
+    tick: Tick = lambda: None,
 ) -> list[dict[str, float]]:
     """The metrics of episodes 0 ... episodes - 1 of `source`, each adapted from `params`; every worker gets all of them.
 
-    written_out: of kinds whose answers are texts, those of the texts that the model writes, too.
+    written_out: of kinds whose answers are texts, those of the texts that the model writes, too. tick: called after each of
+    this worker's episodes.
     """
     mine = []
     tokenizer = network.backbone.tokenizer() if written_out and source.tasks.generates else None
@@ -77,10 +84,11 @@ def scores(
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             found |= source.tasks.score_texts(texts, episode.query, episode.classes)
         mine.append((number, found))
+        tick()
     return _all_of(mine, workers)
 
 
-def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers) -> list[dict[str, float]]:
+def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers, tick: Tick) -> list[dict[str, float]]:
     """The same of SetFit, which learns from the support sets of the first `episodes` episodes."""
     mine = []
     for number in share(0, episodes, workers.rank, workers.count):
@@ -88,6 +96,7 @@ def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers
         labels = source.tasks.targets(episode.support)
         found = tuner.logits(episode.support, labels, episode.query, len(episode.classes), source.seed + number)
         mine.append((number, source.tasks.score(found, episode.query, episode.classes)))
+        tick()
     return _all_of(mine, workers)
 
 
@@ -127,19 +136,23 @@ def evaluate(run: Run, start: Checkpoint) -> dict[str, Any]:
             on_ray=not run.cluster.in_process,
             say=lambda _: None,
         )
+        total = 0
         for shots in run.evaluate.shots or (None,):
             there = measured(run, folders, shots)
-            for _, source in there:
+            for part, source in there:
                 source.check()
+                total += sum(episodes for _, episodes in _rows(run, part.tasks))
         for line in left_out(run.parts, there, run.evaluate.split):
             print(line)
         payload = {
             "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": folders,
             "checkpoint": str(start.folder), "asked": asked,
         }  # fmt: skip
-        launch(_measure, payload, run.cluster, run.folder, run.exact)
+        with Follow(run.folder / SO_FAR, total, "", of_step=progress_line):
+            launch(_measure, payload, run.cluster, run.folder, run.exact)
     found = read(path)
     assert found is not None
+    (run.folder / SO_FAR).unlink(missing_ok=True)
     return found
 
 
@@ -195,26 +208,24 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
     first = meta_parameters(run, network, workers)
     start = checkpoint.load(Path(payload["checkpoint"]))
     trained = {**first, **{n: p.to(workers.device) for n, p in fitting(start, first).items()}}
-    settings, setfit = [], run.evaluate.setfit
+    settings, so_far = [], Measuring(Path(payload["folder"]) / SO_FAR, payload["asked"], workers)
     for shots in run.evaluate.shots or (None,):
         found = []
         for part, source in measured(run, payload["prepared"], shots):
+            at = (part.name if len(run.parts) > 1 else "", "" if shots is None else f"{shots}-shot")
             rows = {}
-            learned = source.tasks.generates or source.tasks.fixed_outputs
-            for name in ("metrics", "untrained", "unadapted" if learned else "prototype"):
-                algorithm, head, steps = run.algorithm, network.head, run.evaluate.inner_steps
-                params = trained if name in ("metrics", "unadapted") else first
-                if name == "unadapted":
-                    steps = 0
-                if name == "prototype":
-                    algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
-                rows[name] = estimates(
-                    scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers, written_out=True)
-                )
-                network.head = head
-            if setfit and isinstance(source.tasks, Classification):
-                tuner = Tuner(setfit, run.backbone, workers.device)
-                rows["setfit"] = estimates(_setfit_scores(tuner, source, _setfit_episodes(run, setfit), workers))
+            for name, episodes in _rows(run, source.tasks):
+
+                def measure(
+                    tick: Tick, name: str = name, source: Source = source, episodes: int = episodes
+                ) -> dict[str, Estimate]:
+                    if name == "setfit":
+                        assert run.evaluate.setfit
+                        tuner = Tuner(run.evaluate.setfit, run.backbone, workers.device)
+                        return estimates(_setfit_scores(tuner, source, episodes, workers, tick))
+                    return estimates(_row(name, run, network, trained, first, source, workers, tick))
+
+                rows[name] = so_far.row((*at, ROWS[name]), episodes, measure)
             found.append((part, source.tasks, rows))
         settings += _settings(run, found)
     if workers.first:
@@ -224,6 +235,32 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
             json.dumps({**settings[0], "settings": settings, "asked": payload["asked"]}, indent=1), encoding="utf-8"
         )
         temporary.replace(path)
+
+
+def _rows(run: Run, tasks: Tasks) -> list[tuple[str, int]]:
+    """The rows that are measured of a kind of task, by their names in evaluation.json, and over how many episodes."""
+    learned = tasks.generates or tasks.fixed_outputs
+    names = ("metrics", "untrained", "unadapted" if learned else "prototype")
+    rows = [(name, run.evaluate.episodes) for name in names]
+    if run.evaluate.setfit and isinstance(tasks, Classification):
+        rows.append(("setfit", _setfit_episodes(run, run.evaluate.setfit)))
+    return rows
+
+
+def _row(
+    name: str, run: Run, network: Network, trained: Params, first: Params, source: Source, workers: Workers, tick: Tick
+) -> list[dict[str, float]]:
+    """The metrics of a row's episodes. trained, first: the meta-parameters after and before training."""
+    algorithm, head, steps = run.algorithm, network.head, run.evaluate.inner_steps
+    if name == "unadapted":
+        steps = 0
+    if name == "prototype":
+        algorithm, network.head = Protonet(), head if isinstance(head, Prototype) else Prototype()
+    params = trained if name in ("metrics", "unadapted") else first
+    try:
+        return scores(network, algorithm, params, source, run.evaluate.episodes, steps, workers, True, tick)
+    finally:
+        network.head = head
 
 
 def _setfit_episodes(run: Run, setfit: SetFit) -> int:

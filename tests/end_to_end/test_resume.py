@@ -95,10 +95,10 @@ def test_a_stopped_command_saves_its_last_whole_step_and_leaves_no_process_and_n
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "stopped; the same command goes on from the newest checkpoint"
     assert left_behind(tmp_path.name) == []
-    # in this process the step under way is given up; workers end theirs, and what they tell comes after it
+    # in this process the step under way is given up; workers end theirs, or a few, until they have heard of it
     saved = checkpoint.newest(Run.of(values).folder / "checkpoints")
     assert saved is not None
-    assert saved.step == (12 if here else 13)
+    assert saved.step == 12 if here else saved.step >= 13
     if here:
         assert same_bytes(metatrain(Run.of(values)), alone)
         assert metrics(Run.of(values).folder) == metrics(alone.folder)

@@ -2,6 +2,8 @@
 
 import os
 import re
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,11 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.end_to_end.commands import ROOT, end, ended
+from tests.end_to_end.readme import commands, reduced
+from tests.end_to_end.readme import project as readme_project
 
 pytestmark = pytest.mark.slow
 
@@ -139,15 +144,18 @@ def raymeta(environment: dict[str, str], project: Path, *words: str) -> subproce
     )  # fmt: skip
 
 
-def test_submit_sends_a_folder_without_raymeta_follows_the_log_and_returns_the_exit_status(
+def test_two_jobs_at_once_run_in_folders_without_raymeta_to_their_ends(
     head: dict[str, str], project: Path, tmp_path: Path
 ) -> None:
-    done = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "one", *INTENTS))
-    assert done[0] == 0, done[1]
-    assert done[1].startswith("job one\n")
-    assert "meta-trained" in done[1]
-    assert "Traceback" not in done[1]
-    assert len(list((tmp_path / "results").glob("job-*/evaluation.json"))) == 1
+    words = ["submit", "run.yaml", "--cluster", "head.yaml", *INTENTS]
+    both = [raymeta(head, project, *words, f"name={name}", "--name", name) for name in ("one", "two")]
+    for process, name in zip(both, ("one", "two"), strict=True):
+        status, said = ended(process)
+        assert status == 0, said
+        assert said.startswith(f"job {name}\n")
+        assert "meta-trained" in said
+        assert "Traceback" not in said
+        assert len(list((tmp_path / "results").glob(f"{name}-*/evaluation.json"))) == 1
 
     listed = ended(raymeta(head, project, "jobs", "--cluster", "head.yaml"))
     assert re.search(r"^one +SUCCEEDED .*python -m raymeta run run.yaml cluster=head.yaml", listed[1], re.MULTILINE), (
@@ -156,6 +164,49 @@ def test_submit_sends_a_folder_without_raymeta_follows_the_log_and_returns_the_e
     again = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", "--name", "one", *INTENTS))
     assert again[0] == 2
     assert again[1].splitlines()[-1].startswith("raymeta: the cluster did not take the job: ")
+
+
+WITNESS = """
+import os, raymeta
+from pathlib import Path
+from raymeta.algorithms.maml import Maml
+
+seen = Path({seen!r}) / str(os.getpid())
+seen.write_text(f"{{raymeta.__file__}} {{len(os.environ.get('RAYMETA_TEST_SECRET', ''))}}")
+
+class Witness(Maml):
+    pass
+"""
+
+
+def test_a_jobs_raymeta_is_that_of_its_folder_and_its_secrets_are_in_no_file_of_the_run(
+    head: dict[str, str], project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "seen").mkdir()
+    (project / "witness.py").write_text(WITNESS.format(seen=str(tmp_path / "seen")), encoding="utf-8")
+    profile = yaml.safe_load((project / "head.yaml").read_text()) | {"secrets": ["RAYMETA_TEST_SECRET"]}
+    (project / "secret.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    secret = secrets.token_hex(20)
+    words = [
+        "submit",
+        "run.yaml",
+        "--cluster",
+        "secret.yaml",
+        *INTENTS,
+        "algorithm.kind=witness:Witness",
+        "name=secret",
+    ]
+    status, said = ended(raymeta({**head, "RAYMETA_TEST_SECRET": secret}, project, *words))
+    assert status == 0, said
+    seen = [path.read_text().split() for path in (tmp_path / "seen").iterdir()]
+    assert len(seen) > 2  # who submits, the job's own process, and a worker at least
+    lengths = {where: length for where, length in seen if not where.startswith(str(ROOT))}
+    assert lengths
+    for where, length in lengths.items():
+        assert "/working_dir_files/" in where
+        assert int(length) == len(secret)
+    assert secret not in said
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()] == []
 
 
 def test_submit_of_a_sweep_runs_it_to_its_end(head: dict[str, str], project: Path, tmp_path: Path) -> None:
@@ -207,6 +258,41 @@ def test_a_job_is_stopped_by_interrupting_the_submission_or_by_its_id_while_anot
     status, said = ended(raymeta(head, project, "jobs", "third", "--cluster", "head.yaml", "--stop"))
     assert status == 2
     assert "no job 'third' (jobs: " in said
+
+
+def test_every_command_of_the_readmes_page_on_jobs_does_what_it_says(
+    head: dict[str, str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    here = readme_project(tmp_path / "project", settings, {"workers": 1})
+    for name in ("raymeta", "clusters", "tune_spaces"):
+        shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
+    results = tmp_path / "results"
+    said = {}
+    for words in commands("On a cluster: ray job submit"):
+        words = [
+            w.replace("/shared/results", str(results)).replace("node-8gpu", "node-8gpu.yaml")
+            for w in reduced(words, results)
+        ]
+        if words[0] == "raymeta":
+            words = [sys.executable, "-m", *words]
+        done = subprocess.run(
+            words,
+            cwd=here,
+            env={**head, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        log = done.stdout + done.stderr
+        assert done.returncode == (143 if "--follow" in words else 0), (words, log)
+        assert "Traceback" not in log
+        said[" ".join(words[2:])] = log
+    listed = next(log for words, log in said.items() if words.startswith("raymeta jobs --cluster"))
+    assert len(re.findall(r"SUCCEEDED", listed)) >= 2
+    assert re.search(r"^night +(PENDING|RUNNING)", listed, re.MULTILINE), listed
+    assert len(list(results.glob("intents-*/evaluation.json"))) >= 1
+    assert len(list(results.glob("sweeps/intents-space-*/best.yaml"))) == 1
 
 
 def wait_for_one(folder: Path, pattern: str, process: subprocess.Popen[str], timeout_s: float = 300) -> None:

@@ -130,8 +130,9 @@ def tune(
     trials: Annotated[int, typer.Option(help="points of the space to try (with several clusters: on each)")] = 12,
     max_concurrent: Annotated[int | None, typer.Option(help="runs at once; absent: as many as have room")] = None,
     searcher: Annotated[str, typer.Option(help="random, grid or optuna (TPE)")] = "random",
-    scheduler: Annotated[str, typer.Option(help="none, or asha: stop runs that fall behind")] = "none",
+    scheduler: Annotated[str, typer.Option(help="none; asha: stop runs that fall behind; pbt: let them take over from better ones")] = "none",
     grace_steps: Annotated[int | None, typer.Option(help="asha: steps that each run may take; absent: up to its first validation")] = None,
+    interval_steps: Annotated[int | None, typer.Option(help="pbt: steps between comparisons; absent: between validations")] = None,
     objective: Annotated[str, typer.Option(help="a metric of a stage, e.g. evaluate.accuracy; absent: validation's, after the last stage that trains")] = "",
     mode: Annotated[str | None, typer.Option(help="max or min; absent: min for losses and durations")] = None,
     budget_s: Annotated[float | None, typer.Option(help="seconds after which the sweep ends")] = None,
@@ -148,6 +149,7 @@ def tune(
         {
             "run": _load(run, [*(f"cluster={name}" for name in named[:1]), *(overrides or [])], tell=False), "space": load(space), "space_name": space, "trials": trials,
             "max_concurrent": max_concurrent, "searcher": searcher, "scheduler": scheduler, "grace_steps": grace_steps,
+            "interval_steps": interval_steps,
             "objective": objective, "mode": mode, "budget_s": budget_s, "clusters": named if len(named) > 1 else [],
         }
     )  # fmt: skip

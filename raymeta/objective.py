@@ -16,11 +16,15 @@ _RECENT = 20
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run has come to at a step of a stage; `ci95` is None where the value is no mean over episodes."""
+    """What a run has come to at a step of a stage; `ci95` is None where the value is no mean over episodes.
+
+    now: what it is at this very step, where `value` is of the best checkpoint so far.
+    """
 
     step: int
     value: float
     ci95: float | None = None
+    now: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ class Objective:
             self._check(found)
             best = [row for row in found if row.get("best", True)]
             newest = [(row, next(b for b in reversed(best) if b["step"] <= row["step"])) for row in found]
-            return [Reading(row["step"], b[self.column], b.get(f"{self.column}_ci95")) for row, b in newest]
+            return [
+                Reading(row["step"], b[self.column], b.get(f"{self.column}_ci95"), row[self.column])
+                for row, b in newest
+            ]
         found = [row for row in found if "split" not in row and row["step"]]
         self._check(found)
         values = [row[self.column] for row in found]

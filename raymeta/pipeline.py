@@ -18,8 +18,11 @@ def run_all(run: Run) -> dict[str, Any]:
     return evaluation
 
 
-def run_to(run: Run, last: str) -> dict[str, Any] | None:
-    """As `run_all`, but ends after the stage `last`; gives the evaluation, if that is the last."""
+def run_to(run: Run, last: str, until: int | None = None) -> dict[str, Any] | None:
+    """As `run_all`, but ends after the stage `last`; gives the evaluation, if that is the last.
+
+    until: the outer step at which meta-training, the stage `last`, pauses.
+    """
     if run.pretrain:
         print(pretrain(run).text())
     if last == "pretrain":
@@ -27,7 +30,7 @@ def run_to(run: Run, last: str) -> dict[str, Any] | None:
     if last != "metatrain" and run.finetune and finished(run) is None:
         connect(run.cluster, run.root)
         targets(run, not run.cluster.in_process, _silent)  # what is wrong with them is said before anything is trained
-    result = metatrain(run)
+    result = metatrain(run, until)
     if last == "metatrain":
         return None
     for tuned in finetune(run) if run.finetune else ():

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from raymeta import yaml12
+from raymeta import population, yaml12
 from raymeta.cluster import Profile
 from raymeta.component import Section
 from raymeta.config import Run
@@ -32,11 +32,14 @@ class Sweep(Section):
     """Points of the space that are tried; with several clusters, each on every one."""
     searcher: Literal["random", "grid", "optuna"] = "random"
     """How points are chosen: by chance, each in turn, or near those that came out well (TPE)."""
-    scheduler: Literal["none", "asha"] = "none"
-    """Whether runs that fall behind are stopped early (ASHA, Li et al. 2018): of those that reach a rung, the better third
-    goes on. Rungs are at `grace_steps`, three times that, nine times ..."""
+    scheduler: Literal["none", "asha", "pbt"] = "none"
+    """Whether runs that fall behind are stopped early (`asha`, Li et al. 2018): of those that reach a rung, the better third
+    goes on; rungs are at `grace_steps`, three times that, nine times ... Or take over from better ones, whose settings they change
+    a little (`pbt`, Jaderberg et al. 2017), every `interval_steps`."""
     grace_steps: int | None = Field(None, ge=1)
     """Steps that every run may take; absent: up to its first validation."""
+    interval_steps: int | None = Field(None, ge=1)
+    """pbt: steps between two comparisons of the runs; absent: those between two validations."""
     objective: str = ""
     """What decides; absent: the validation metric of the last stage that trains."""
     mode: Literal["max", "min"] | None = None
@@ -81,6 +84,8 @@ class Sweep(Section):
             },
         )
         run = self.run.model_dump(mode="json", exclude={"storage", "description", "save"})
+        if self.scheduler == "pbt":  # whose runs depend on each other
+            values |= {"trials": self.trials, "interval_steps": self.interval}
         whole = {**values, "objective": str(self.judge), "run": run}
         name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
         return self.run.root / "sweeps" / f"{self.run.name}-{Path(self.space_name).stem}-{name}"
@@ -89,6 +94,15 @@ class Sweep(Section):
         """The sweep as text that `of` takes again, with what is left to choose by itself as it was chosen."""
         chosen = {"objective": str(self.judge), "mode": "min" if self.minimize else "max"}
         return yaml12.dump({**self.model_dump(mode="json"), **chosen})
+
+    @property
+    def interval(self) -> int:
+        """pbt: steps between two comparisons."""
+        return self.interval_steps or self.judge.first_step(self.run)
+
+    def member(self, number: int, since: int, settings: Point) -> Run:
+        """pbt: the run of a member of the population that began at the step `since`, with these settings."""
+        return self.run.changed({"name": population.name_of(self.run, number, since), **settings})
 
     def run_of(self, point: Point, cluster: str) -> Run:
         """The run of a point on a cluster ('': as the run says), under a name that tells clusters apart."""
@@ -117,6 +131,17 @@ class Sweep(Section):
             raise UserError(
                 f"scheduler: asha stops runs by what they come to on the way, and {judge} is known at their end; use none, or another objective"
             )
+        if self.scheduler == "pbt":
+            if len(self.clusters) > 1:
+                raise UserError(
+                    "scheduler: pbt has one population, on one cluster; name one --cluster, or use another scheduler"
+                )
+            if judge.stage != "metatrain":
+                raise UserError(
+                    f"scheduler: pbt compares meta-training on its way, and the objective is {judge}; choose one of metatrain"
+                )
+            every = self.run.validation.every if judge.split else 1
+            population.check(settings, self.run, self.trials, self.interval, every)
         return settings
 
     def profiles(self, settings: dict[str, Distribution]) -> Iterator[Profile]:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +34,14 @@ class Trial:
     message: str = ""
     path: list[tuple[int, float]] = field(default_factory=list)
     """What it had come to at each step that it told."""
+    now: float | None = None
+    """Its value at the last such step, where `value` is of the best so far."""
+    paused: int = 0
+    """The step at which it waits for the others of its population, and its number of steps once it is finished."""
+    schedule: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """Its settings, and from which step on: more than one where it has taken over another's run."""
+    donor: str = ""
+    """The folder of the run that it took over."""
 
 
 class Record:
@@ -62,19 +70,35 @@ class Record:
                 row = json.loads(line)
             except ValueError:
                 continue  # half written when the process was ended
-            event, number = row.pop("event"), row.pop("trial")
-            if event == "starts":
+            event, number = row.pop("event"), row.pop("trial", None)
+            if event == "round":
+                _took_over(found, row["step"], row["moves"])
+            elif event == "starts":
                 before = found.get(number)
-                found[number] = Trial(number=number, **row)
+                found[number] = Trial(number=number, schedule=[(0, row["settings"])], **row)
                 if before:
                     found[number].path = before.path
+                    found[number].now, found[number].paused = before.now, before.paused
+                    found[number].schedule, found[number].donor = before.schedule, before.donor
             elif number in found:
                 took(found[number], event, row)
         return found
 
 
+def _took_over(found: dict[int, Trial], step: int, moves: Sequence[dict[str, Any]]) -> None:
+    """Makes each member that takes over another's run what that is at `step`, with settings of its own."""
+    for move in moves:
+        mine, donor = found[move["trial"]], found[move["donor"]]
+        found[mine.number] = replace(
+            donor, number=mine.number, point=mine.point, settings=move["settings"], folder=move["folder"], donor=donor.folder, state="running", path=list(donor.path),
+            worker_s=mine.worker_s, schedule=[*donor.schedule, (step, move["settings"])],
+        )  # fmt: skip
+
+
 def took(trial: Trial, event: str, row: dict[str, Any]) -> None:
     """Brings a trial up to date by an event: `row` (a step), or its end."""
+    if event in ("paused", "finished"):
+        trial.paused = trial.step
     for name, value in row.items():
         setattr(trial, name, value)
     if event != "row":

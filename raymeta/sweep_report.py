@@ -8,6 +8,7 @@ from raymeta import plots, sweep_plots, yaml12
 from raymeta.card import markdown
 from raymeta.errors import UserError
 from raymeta.objective import Objective
+from raymeta.population import schedule_text
 from raymeta.space import Distribution, shown
 from raymeta.stages.evaluate import aligned
 from raymeta.sweep import Sweep
@@ -67,6 +68,7 @@ def report(folder: Path, to: Path | None) -> tuple[str, Path]:
         "## Runs",
         markdown(table[0], table[1:]),
     ]
+    parts += [f"- run {t.number}: {schedule_text(t)}" for t in trials if len(t.schedule) > 1]
     parts += [f"- run {t.number} failed: {t.message}" for t in trials if t.state == "failed"]
     path = to / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -76,7 +78,7 @@ def report(folder: Path, to: Path | None) -> tuple[str, Path]:
 def _asked(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """What was searched, and how."""
     searched = "; ".join(f"`{p}` from {d.kind} {list(d.values)}" for p, d in sweep.space.settings.items())
-    states = {s: sum(t.state == s for t in trials) for s in ("finished", "stopped", "failed", "running")}
+    states = {s: sum(t.state == s for t in trials) for s in ("finished", "stopped", "paused", "failed", "running")}
     counted = ", ".join(f"{count} {'under way' if s == 'running' else s}" for s, count in states.items() if count)
     return (
         f"Space `{sweep.space_name}` ({searched}) of the run `{sweep.run.name}`, searcher {sweep.searcher}, scheduler {sweep.scheduler}; "

@@ -38,7 +38,8 @@ class Walk(tune.Trainable):  # type: ignore[misc]
         return tune.PlacementGroupFactory([profile.bundle if by_itself(profile) else {"memory": _MEMORY}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        """config: {"run": settings, "objective": its text, "log": a file for what the run says, ...}."""
+        """config: {"run": settings, "objective": its text, "log": a file for what the run says, "until": a step of the
+        objective's stage at which the trial pauses, or None, "told": the step up to which it has told}."""
         self._environment = Run.of(config["run"]).cluster.environment
         os.environ.update(self._environment)
         self._begin(config)
@@ -59,7 +60,8 @@ class Walk(tune.Trainable):  # type: ignore[misc]
         if self._run.cluster.in_process:
             torch.set_num_threads(max(1, int(self._run.cluster.cpus_per_worker)))
         self._objective = Objective.of(config["objective"], self._run)
-        self._told = 0
+        self._until = config["until"]
+        self._told = config["told"]
         self._end: Reading | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._walk, daemon=True)
@@ -76,7 +78,7 @@ class Walk(tune.Trainable):  # type: ignore[misc]
             if not alive:
                 return self._last(news)
             # the last row waits until the stage has ended: a scheduler that stops it there would lose the checkpoint
-            if news and news[0].step < self._objective.steps(self._run):
+            if news and news[0].step < (self._until or self._objective.steps(self._run)):
                 self._told = news[0].step
                 return self._row(news[0])
             time.sleep(_LOOK_S)
@@ -103,14 +105,14 @@ class Walk(tune.Trainable):  # type: ignore[misc]
     def _row(self, reading: Reading) -> dict[str, Any]:
         spent = cost(self._asked, self._objective.stage)
         return {
-            "step": reading.step, "value": reading.value, "ci95": reading.ci95, "worker_s": spent.worker_s, "tasks_per_s": spent.tasks_per_s,
+            "step": reading.step, "value": reading.value, "ci95": reading.ci95, "now": reading.now, "worker_s": spent.worker_s, "tasks_per_s": spent.tasks_per_s,
         }  # fmt: skip
 
     def _walk(self) -> None:
         try:
             while True:
                 try:
-                    evaluation = run_to(self._run, self._objective.stage)
+                    evaluation = run_to(self._run, self._objective.stage, self._until)
                     break
                 except Locked:  # a trial that shares the stage is at it, or this one's process before it is going
                     time.sleep(1)

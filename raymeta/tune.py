@@ -15,7 +15,9 @@ from typing import Any
 from raymeta import checkpoint, yaml12
 from raymeta.cluster import Profile, connect, disconnect, room
 from raymeta.errors import UserError
+from raymeta.generations import evolved
 from raymeta.parts import checked, prepared
+from raymeta.population import schedule_text
 from raymeta.searchers import SEARCHERS, Searcher
 from raymeta.space import Distribution
 from raymeta.sweep import Sweep
@@ -100,6 +102,9 @@ def _search(
     if run.pretrain is None:  # once for all, on all machines; else it waits for the tokenizer
         prepared(run.parts, run.backbone, run.seed, run.root / "prepared", on_ray=True)
     try:
+        if sweep.scheduler == "pbt":
+            evolved(sweep, settings, searcher, record, at_once, stop_at)
+            return
         todo = [(n, n // len(clusters), clusters[n % len(clusters)]) for n in left]
         searched(sweep, searcher, todo, record, at_once, stop_at)
     finally:
@@ -133,9 +138,12 @@ def _conclude(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> None:
     if first is None:
         print("no run is finished")
         return
-    run = sweep.run_of(first.settings, "" if first.cluster not in sweep.clusters else first.cluster)
-    overrides = " ".join(f"{_override(path, value)}" for path, value in first.settings.items())
-    text = f"{judge} {judge.text(first.value, first.ci95)} in trial {first.number}: {overrides}"
+    if sweep.scheduler == "pbt":
+        run, how = sweep.member(first.number, first.schedule[-1][0], first.settings), schedule_text(first)
+    else:
+        run = sweep.run_of(first.settings, "" if first.cluster not in sweep.clusters else first.cluster)
+        how = " ".join(f"{_override(path, value)}" for path, value in first.settings.items())
+    text = f"{judge} {judge.text(first.value, first.ci95)} in trial {first.number}: {how}"
     (folder / "best.yaml").write_text(f"# {text}\n{run.yaml()}", encoding="utf-8")
     print(f"\nbest: {text}\nas a run: raymeta run {folder / 'best.yaml'}")
 

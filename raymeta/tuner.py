@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
+from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.searchers import Searcher
 from raymeta.space import shown
@@ -29,20 +30,32 @@ def searched(
     sweep: Sweep, searcher: Searcher, todo: Sequence[Todo], record: Record, at_once: int, stop_at: float | None
 ) -> None:
     """Runs the trials `todo`, `at_once` at a time, until they have ended or it is time; what comes of them is recorded."""
+    before = [t for t in record.trials().values() if t.state in ENDED]
+    watch = Watch(sweep, record, stop_at)
+    walked(sweep, Queue(sweep, searcher, todo, record), len(todo), watch, at_once, _scheduler(sweep, before))
+
+
+def walked(
+    sweep: Sweep,
+    queue: TuneSearcher,
+    count: int,
+    watch: "Watch",
+    at_once: int,
+    scheduler: TrialScheduler | None = None,
+) -> None:
+    """Runs the `count` trials that `queue` gives, under `watch`; raises UserError where nothing comes of the first."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the command line has its own
     os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one says much, however quiet it is asked to be
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    watch = Watch(sweep, record, stop_at)
-    before = [t for t in record.trials().values() if t.state in ENDED]
     tuner = tune.Tuner(
         Walk,
         tune_config=tune.TuneConfig(
-            search_alg=Queue(sweep, searcher, todo, record),
-            scheduler=_scheduler(sweep, before),
-            num_samples=len(todo),
+            search_alg=queue,
+            scheduler=scheduler or FIFOScheduler(),
+            num_samples=count,
             max_concurrent_trials=at_once,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -122,10 +135,7 @@ class Queue(TuneSearcher):  # type: ignore[misc]
             self._points[trial_id] = at
             words = ", ".join(f"{path.rpartition('.')[2]} {shown(value)}" for path, value in point.items())
             print(f"trial {number} starts: {words}{f' on {cluster}' if cluster else ''}")
-            return {
-                "trial": number, "run": run.model_dump(mode="json"), "objective": str(self._sweep.judge),
-                "log": str(log_file(self._sweep.folder, number)),
-            }  # fmt: skip
+            return asked(self._sweep, number, run)
         return TuneSearcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -139,11 +149,19 @@ class Queue(TuneSearcher):  # type: ignore[misc]
         """Nothing, likewise."""
 
 
-class Watch(tune.Callback):  # type: ignore[misc]
-    """Records and prints what becomes of the trials."""
+def asked(sweep: Sweep, number: int, run: Run, until: int | None = None, told: int = 0) -> dict[str, Any]:
+    """What `Walk` is asked: a trial's run, up to the step `until`, of which it has told up to the step `told`."""
+    return {
+        "trial": number, "run": run.model_dump(mode="json"), "objective": str(sweep.judge), "log": str(log_file(sweep.folder, number)),
+        "until": until, "told": told,
+    }  # fmt: skip
 
-    def __init__(self, sweep: Sweep, record: Record, stop_at: float | None) -> None:
-        self._sweep, self._record, self._stop_at = sweep, record, stop_at
+
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Records and prints what becomes of the trials; those that come to the step `until` pause there."""
+
+    def __init__(self, sweep: Sweep, record: Record, stop_at: float | None, until: int | None = None) -> None:
+        self._sweep, self._record, self._stop_at, self._until = sweep, record, stop_at, until
         self._printed = time.monotonic()
         self._failed, self._any_value = 0, False
         self.hopeless = ""
@@ -159,7 +177,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         if "value" not in result:
             return
         self._any_value = True
-        row = {name: result.get(name) for name in ("step", "value", "ci95", "worker_s", "tasks_per_s")}
+        row = {name: result.get(name) for name in ("step", "value", "ci95", "now", "worker_s", "tasks_per_s")}
         self._record.add("row", trial=trial.config["trial"], **row)
         if not result.get("finished"):
             print(f"trial {trial.config['trial']} step {row['step']}: {self._value(row)}")
@@ -168,11 +186,14 @@ class Watch(tune.Callback):  # type: ignore[misc]
         number, last = trial.config["trial"], trial.last_result or {}
         if "failed" in last:
             self._fail(number, last["failed"])
+        elif last.get("finished") and self._until is not None:
+            self._record.add("paused", trial=number)
+            print(f"trial {number} waits at step {last['step']}: {self._value(last)}")
         elif last.get("finished"):
             self._record.add("finished", trial=number)
             print(f"trial {number} finished: {self._value(last)}")
         elif self.late or self.hopeless:
-            print(f"trial {number} waits at step {last.get('step', 0)}; --resume goes on with it")
+            print(f"trial {number} is left at step {last.get('step', 0)}; --resume goes on with it")
         else:
             self._record.add("stopped", trial=number)
             print(f"trial {number} stopped at step {last['step']}: {self._value(last)}")

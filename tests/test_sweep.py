@@ -155,7 +155,7 @@ def test_less_is_better_for_losses_and_durations(column, less, run):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"scheduler": "pbt"}, "scheduler: give 'none' or 'asha', not 'pbt'"),
+        ({"scheduler": "pb2"}, "scheduler: give 'none', 'asha' or 'pbt', not 'pb2'"),
         ({"searcher": "tpe"}, "searcher: give 'random', 'grid' or 'optuna', not 'tpe'"),
         ({"trials": 0}, "trials: give at least 1"),
         ({"scheduler": "asha", "objective": "evaluate.accuracy"}, "asha stops runs by what they come to on the way"),

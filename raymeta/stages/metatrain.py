@@ -45,9 +45,14 @@ class Result:
 
 def finished(run: Run) -> Result | None:
     """The result of a run whose meta-training is complete, or None."""
+    return _reached(run, run.outer.steps)
+
+
+def _reached(run: Run, step: int) -> Result | None:
+    """The result of a run that has come to `step`, or None."""
     root = run.folder / "checkpoints"
     last = checkpoint.newest(root)
-    if last is None or last.step < run.outer.steps:
+    if last is None or last.step < step:
         return None
     return Result(run.folder, _best(root, last), last)
 
@@ -63,24 +68,29 @@ def _best(root: Path, last: Checkpoint) -> Checkpoint:
         return last
 
 
-def metatrain(run: Run) -> Result:
-    """Meta-trains the run's model, going on from its newest checkpoint; raises UserError for a mistake in the run."""
-    done = finished(run)
+def metatrain(run: Run, until: int | None = None) -> Result:
+    """Meta-trains the run's model, going on from its newest checkpoint; raises UserError for a mistake in the run.
+
+    until: the outer step at which it pauses, saved (absent: after its last); called again, it goes on as if it had not.
+    """
+    until = min(run.outer.steps, until or run.outer.steps)
+    done = _reached(run, until)
     if done:
-        print(f"meta-training is done: {done.last.folder}")
+        if until == run.outer.steps:
+            print(f"meta-training is done: {done.last.folder}")
         return done
     ready(run)
     checked(run.parts)
     with checkpoint.locked(run.folder):
         connect(run.cluster, run.root)
-        _launch(run, run.folder)
-    result = finished(run)
+        _launch(run, run.folder, until)
+    result = _reached(run, until)
     if result is None:
-        raise RuntimeError(f"meta-training ended before its last step; see {run.folder}")
+        raise RuntimeError(f"meta-training ended before step {until}; see {run.folder}")
     return result
 
 
-def _launch(run: Run, folder: Path) -> None:
+def _launch(run: Run, folder: Path, until: int) -> None:
     parts = run.parts
     folders = prepared(parts, run.backbone, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process)
     train = training(parts, folders, run.seed)
@@ -103,6 +113,7 @@ def _launch(run: Run, folder: Path) -> None:
         print(f"going on from step {start.step}")
     payload = {
         "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": folders, "start": start.step if start else 0,
+        "until": until,
     }  # fmt: skip
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.metric):
         launch(_train, payload, run.cluster, folder, run.exact)
@@ -115,7 +126,7 @@ def _silent(line: str) -> None:
 def _train(payload: dict[str, Any], workers: Workers) -> None:
     """The outer loop, as every worker runs it."""
     run = Run.of(payload["run"])
-    folder = Path(payload["folder"])
+    folder, until = Path(payload["folder"]), payload["until"]
     source = training(run.parts, payload["prepared"], run.seed)
     network = loaded(run, workers)
     params = meta_parameters(run, network, workers)
@@ -131,9 +142,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         if workers.first and start.step != payload["start"]:
             print(f"the workers changed; {workers.count} go on from step {start.step}")
     track = Track(folder / "metrics.jsonl", outer.step) if workers.first else None
-    stream = steps(
-        source, outer.step, run.outer.steps, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray
-    )
+    stream = steps(source, outer.step, until, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray)
     at_once = run.algorithm.at_once(network)
 
     def save() -> None:
@@ -164,7 +173,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
             if run.validation.every and (outer.step % run.validation.every == 0 or last):
                 found_best = _validate(run, network, outer, params, payload["prepared"], workers, track, best)
                 improved, best = found_best is not best, found_best
-            saves.done(due=outer.step % run.save.every == 0 or improved or last)
+            saves.done(due=outer.step % run.save.every == 0 or improved or outer.step == until)
             began = time.perf_counter()
 
 

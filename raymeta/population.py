@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.searchers import Point
 from raymeta.space import Distribution, shown
-from raymeta.sweep_record import Trial
 from raymeta.track import rows
+
+if TYPE_CHECKING:
+    from raymeta.sweep_record import Trial
 
 _SHARE = 0.2
 _FACTORS = (0.8, 1.2)
@@ -66,7 +68,7 @@ def boundaries(interval: int, steps: int) -> list[int]:
     return [*range(interval, steps, interval), steps]
 
 
-def moves(members: Sequence[Trial], settings: dict[str, Distribution], step: int, seed: int, minimize: bool) -> list[dict[str, Any]]:  # fmt: skip
+def moves(members: Sequence["Trial"], settings: dict[str, Distribution], step: int, seed: int, minimize: bool) -> list[dict[str, Any]]:  # fmt: skip
     """Who takes over from whom at `step`, and with which settings: [{"trial", "donor", "settings"}].
 
     A member that failed, or whose value is not finite, takes over in any case. Raises UserError where none is left.
@@ -109,7 +111,7 @@ def perturbed(distribution: Distribution, value: Any, rng: np.random.Generator) 
     return distribution.value(min(max(near, low), high))
 
 
-def _value(trial: Trial) -> float | None:
+def _value(trial: "Trial") -> float | None:
     sound = trial.state != "failed" and trial.now is not None and math.isfinite(trial.now)
     return trial.now if sound else None
 
@@ -150,7 +152,7 @@ def _linked(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def schedule_text(trial: Trial) -> str:
+def schedule_text(trial: "Trial") -> str:
     """What a member's settings were from which step on, as one line."""
     parts = []
     for at, (since, settings) in enumerate(trial.schedule):

@@ -69,6 +69,34 @@ def save(
 
     state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
     """
+    return snapshot(root, step, params, outer, state, run_yaml, keep)()
+
+
+def snapshot(
+    root: Path,
+    step: int,
+    params: dict[str, Tensor],
+    outer: dict[str, Tensor],
+    state: dict[str, Any],
+    run_yaml: str,
+    keep: int,
+) -> Callable[[], Checkpoint]:
+    """As `save`, in two: takes a copy of everything now, and gives the function that writes it, which may be called while
+    training goes on."""
+    taken = [{n: t.detach().to("cpu", copy=True).contiguous() for n, t in of.items()} for of in (params, outer)]
+    state = json.loads(json.dumps(state))
+    return lambda: _save(root, step, taken[0], taken[1], state, run_yaml, keep)
+
+
+def _save(
+    root: Path,
+    step: int,
+    params: dict[str, Tensor],
+    outer: dict[str, Tensor],
+    state: dict[str, Any],
+    run_yaml: str,
+    keep: int,
+) -> Checkpoint:
     folder = root / f"step_{step:06d}"
     building = root / f".building-{folder.name}"
     for wait_s in (*_WAITS_S, None):
@@ -115,9 +143,7 @@ def _written(
         shutil.rmtree(left, ignore_errors=True)
     building.mkdir(parents=True)
     for name, tensors in (("params", params), ("outer", outer)):
-        save_file(
-            {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, building / f"{name}.safetensors"
-        )
+        save_file(tensors, building / f"{name}.safetensors")
     (building / "run.yaml").write_text(run_yaml, encoding="utf-8")
     sums = {path.name: _synced_checksum(path) for path in sorted(building.iterdir())}
     whole = {"format": _FORMAT, "step": step, **state, "sha256": sums}

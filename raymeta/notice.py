@@ -6,9 +6,10 @@ is there while a worker steps, and is renamed `ends-now` to give notice; the wor
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _HEEDS, _NOW = "heeds-notice", "ends-now"
 
@@ -46,25 +47,48 @@ def give(folder: Path, within_s: float) -> bool:
 class Saves:
     """Saves steps when they are due, and, where the run is told to end, the last one of which all is done.
 
-    In this process an interrupt may come at any moment: what a step has then changed by half is not saved.
+    A step is copied at once and written by a thread while the next ones are taken; one is written at a time, in their order, and
+    all are on disk when the block has ended. In this process an interrupt may come at any moment: what a step has then changed
+    by half is not saved.
     """
 
-    def __init__(self, folder: Path, first: bool, step: Callable[[], int], save: Callable[[], None]) -> None:
-        """folder: of the run; first: whether this worker writes files; step: the one that parameters are at."""
-        self.folder, self.first, self.step, self.save = folder, first, step, save
+    def __init__(
+        self, folder: Path, first: bool, step: Callable[[], int], snapshot: Callable[[], Callable[[], Any]]
+    ) -> None:
+        """folder: of the run; first: whether this worker writes files; step: the one that parameters are at; snapshot: copies
+        what is to be saved, and gives the function that writes it."""
+        self.folder, self.first, self.step, self.snapshot = folder, first, step, snapshot
         self._saved = self._done = step()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Any] | None = None
 
     def done(self, due: bool) -> None:
-        """All of a step is done, its rows in metrics.jsonl too; it is saved if it is `due`, or the run is to end."""
+        """All of a step is done, its rows in metrics.jsonl too; it is saved if it is `due`, or the run is to end.
+
+        Raises what went wrong as an earlier step was written.
+        """
         self._done = self.step()
         if not self.first:
             return
         ending = given(self.folder)
+        if self._writing is not None and self._writing.done():
+            self._written()
         if due or ending:
-            self.save()
-            self._saved = self._done
+            self._save()
         if ending:
+            self._written()
             forget(self.folder)
+
+    def _save(self) -> None:
+        self._written()
+        self._writing = self._thread.submit(self.snapshot())
+        self._saved = self._done
+
+    def _written(self) -> None:
+        """Waits until what is being written is on disk; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def __enter__(self) -> Self:
         if self.first:
@@ -76,6 +100,11 @@ class Saves:
     ) -> None:
         if not self.first:
             return
-        if kind is KeyboardInterrupt and self._saved < self._done == self.step():
-            self.save()
-        forget(self.folder)
+        try:
+            if kind is KeyboardInterrupt and self._saved < self._done == self.step():
+                self._save()
+            if kind is None or kind is KeyboardInterrupt:
+                self._written()
+        finally:
+            self._thread.shutdown()  # and what is being written is
+            forget(self.folder)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -14,12 +15,13 @@ class Steps:
     def __init__(self) -> None:
         self.step, self.saved = 0, []
 
-    def save(self) -> None:
-        self.saved.append(self.step)
+    def snapshot(self) -> Callable[[], None]:
+        step = self.step
+        return lambda: self.saved.append(step)
 
 
 def saves(folder, steps: Steps, first: bool = True) -> notice.Saves:
-    return notice.Saves(folder, first, lambda: steps.step, steps.save)
+    return notice.Saves(folder, first, lambda: steps.step, steps.snapshot)
 
 
 def test_steps_are_saved_when_they_are_due(tmp_path):
@@ -87,3 +89,66 @@ def test_notice_that_nobody_heeds_comes_back(tmp_path):
     assert not notice.give(tmp_path, within_s=0.1)
     notice.forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_is_written_while_the_next_are_taken_and_all_are_there_at_the_end(tmp_path):
+    go, written = threading.Event(), []
+
+    def snapshot() -> Callable[[], None]:
+        step = at.step
+
+        def write() -> None:
+            assert go.wait(30)
+            written.append(step)
+
+        return write
+
+    at = Steps()
+    with notice.Saves(tmp_path, True, lambda: at.step, snapshot) as kept:
+        at.step = 1
+        kept.done(due=True)
+        at.step = 2
+        kept.done(due=False)
+        assert written == []
+        go.set()
+        at.step = 3
+        kept.done(due=True)
+    assert written == [1, 3]
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_what_goes_wrong_as_a_step_is_written_ends_the_run(more, tmp_path):
+    def snapshot() -> Callable[[], None]:
+        raise_it = OSError("the disk is full")
+
+        def write() -> None:
+            raise raise_it
+
+        return write
+
+    at = Steps()
+
+    def run() -> None:
+        with notice.Saves(tmp_path, True, lambda: at.step, snapshot) as kept:
+            for at.step in range(1, 2 + more):
+                kept.done(due=at.step == 1)
+                time.sleep(0.1)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run()
+    assert at.step <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_run_is_told_and_what_is_being_written_is(tmp_path):
+    steps = Steps()
+
+    def run() -> None:
+        with saves(tmp_path, steps) as kept:
+            steps.step = 1
+            kept.done(due=True)
+            raise ValueError("of the run")
+
+    with pytest.raises(ValueError, match="of the run"):
+        run()
+    assert steps.saved == [1]

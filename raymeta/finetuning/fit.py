@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -182,16 +183,18 @@ def _trained(
     def stopped() -> bool:
         return outer.step >= steps or (settings.patience is not None and progress.since_best >= settings.patience)
 
-    def save() -> None:
+    def snapshot() -> Callable[[], Checkpoint]:
         plain = {"best": progress.best, "metric": target.tasks.metric, "progress": progress.__dict__, **job.state}
         kept = {n: p for n, p in params.items() if n in classifier.network.base or n in outer.params}
-        checkpoint.save(folder / "checkpoints", outer.step, kept, outer.state(), plain, job.run_yaml, job.keep)
+        return checkpoint.snapshot(
+            folder / "checkpoints", outer.step, kept, outer.state(), plain, job.run_yaml, job.keep
+        )
 
     if start is None:
         validate()
         if workers.first:
-            save()
-    with notice.Saves(job.folder, workers.first, lambda: outer.step, save) as saves:
+            snapshot()()
+    with notice.Saves(job.folder, workers.first, lambda: outer.step, snapshot) as saves:
         while not stopped():
             began = time.perf_counter()
             step = outer.step + 1

@@ -33,6 +33,7 @@ def by_step(run: Run, folder: Path, start: Checkpoint, episodes: int) -> list[di
     known = read(path)
     if known is not None and known["asked"] == asked:
         return list(known["parts"])
+    print(f"measuring what each inner step does, over {episodes} episodes (--episodes 0 leaves it out) ...", flush=True)
     folders = prepared(run.parts, run.backbone, run.seed, run.root / "prepared", on_ray=False, say=lambda _: None)
     network = loaded(run, Workers())
     first = meta_parameters(run, network, Workers())

@@ -1,7 +1,7 @@
 """Meta-training: the outer loop over a stream of episodes, on every worker of the cluster."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -145,14 +145,14 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
     stream = steps(source, outer.step, until, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray)
     at_once = run.algorithm.at_once(network)
 
-    def save() -> None:
+    def snapshot() -> Callable[[], Checkpoint]:
         state = {"best": best, "metric": run.metric}
-        checkpoint.save(
+        return checkpoint.snapshot(
             folder / "checkpoints", outer.step, outer.params, outer.state(), state, run.yaml(), run.save.keep
         )
 
     began = time.perf_counter()
-    with notice.Saves(folder, workers.first, lambda: outer.step, save) as saves:
+    with notice.Saves(folder, workers.first, lambda: outer.step, snapshot) as saves:
         for episodes in stream:
             waited = time.perf_counter() - began
             not_counted: list[int] = []

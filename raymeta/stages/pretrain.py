@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raymeta import checkpoint, notice
+from raymeta.checkpoint import Checkpoint
 from raymeta.cluster import connect, launch
 from raymeta.config import Run
 from raymeta.episodes import generator
@@ -272,12 +273,14 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         if track:
             track.row(step=0, split="validation", **found)
 
-    def save() -> None:
+    def snapshot() -> Callable[[], Checkpoint]:
         state = {"best": None, "tokens": tokens, "text": store.folder.name}
-        checkpoint.save(folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep)
+        return checkpoint.snapshot(
+            folder / "checkpoints", loop.step, loop.params, loop.state(), state, run.yaml(), run.save.keep
+        )
 
     began = time.perf_counter()
-    with notice.Saves(folder, workers.first, lambda: loop.step, save) as saves:
+    with notice.Saves(folder, workers.first, lambda: loop.step, snapshot) as saves:
         for rows in _stream(train, loop.step, section, workers):
             waited = time.perf_counter() - began
             found = _step(model, loop, rows, section, run.seed, workers)

@@ -179,13 +179,10 @@ class Run(Section):
     def _learned_head_for_fixed_outputs(cls, value: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("model"), dict) or "head" in value["model"]:
             return value
-        tasks = value.get("tasks")
-        kind = tasks.get("kind") if isinstance(tasks, dict) else tasks
-        try:
-            member = Tasks.member(kind) if isinstance(kind, str) else type(tasks)
-        except PydanticCustomError:
-            return value  # `tasks` will say it
-        if not getattr(member, "fixed_outputs", False):
+        corpus = value.get("corpus")
+        entries = corpus if isinstance(corpus, list | tuple) else [{}]
+        each = [(entry.get("tasks") if isinstance(entry, dict) else None) or value.get("tasks") for entry in entries]
+        if not each or not all(map(_has_fixed_outputs, each)):
             return value
         return {**value, "model": {**value["model"], "head": "learned"}}
 
@@ -427,3 +424,13 @@ def _index(key: str, part: str, entries: list[Any]) -> int:
     if not part.isdecimal() or int(part) >= len(entries):
         raise UserError(f"{key}: {part!r} is no place in this list; write a number from 0 to {len(entries) - 1}")
     return int(part)
+
+
+def _has_fixed_outputs(tasks: Any) -> bool:
+    """Whether tasks, as a run writes them, have outputs that are no classes; what is no kind is told elsewhere."""
+    kind = tasks.get("kind") if isinstance(tasks, dict) else tasks
+    try:
+        member = Tasks.member(kind) if isinstance(kind, str) else type(tasks)
+    except PydanticCustomError:
+        return False
+    return bool(getattr(member, "fixed_outputs", False))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -18,7 +18,12 @@ class Estimate:
     ci95: float
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.ci95:.1f}"
+        return self.text(1, 100)
+
+    def text(self, digits: int, factor: float = 1) -> str:
+        """Times `factor`, with so many decimals; without an interval where a single episode gives none."""
+        half = f"{factor * self.ci95:.{digits}f}" if isfinite(self.ci95) else "unknown"
+        return f"{factor * self.mean:.{digits}f} ± {half}"
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -318,3 +318,16 @@ PRETRAIN_MISTAKES = [
 def test_a_pretraining_that_cannot_be_is_one_message(section, says, path):
     with pytest.raises(UserError, match=says):
         with_pretraining(path, **section)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "head"), [(["qa"], "learned"), (["qa", "qa"], "learned"), (["qa", "classification"], "prototype")]
+)
+def test_tasks_whose_outputs_are_no_classes_take_a_learned_head_by_themselves(kinds, head, tmp_path):
+    parts = [{"kind": "files", "path": str(tmp_path), "called": f"part-{i}", "tasks": {"kind": kind, "split": {"of": "task", "test": 2}}} for i, kind in enumerate(kinds)]  # fmt: skip
+    written = {"name": "mixed", "model": {"name": "some"}, "corpus": parts}
+    if head == "prototype":
+        with pytest.raises(UserError, match=r"model\.head: prototype makes outputs of class means"):
+            Run.of(written)
+    else:
+        assert Run.of(written).model.head.kind == head

@@ -108,3 +108,9 @@ def test_an_estimate_reads_in_percent():
     some = estimates([{"f": 0.0, "qa/f": 0.0}, {"f": 1.0}, {"f": 1.0, "qa/f": 1.0}])
     assert some["qa/f"] == estimate([0.0, 1.0])
     assert some["f"] == estimate([0.0, 1.0, 1.0])
+
+
+def test_the_interval_of_a_single_episode_is_said_to_be_unknown():
+    assert str(estimate([0.5])) == "50.0 ± unknown"
+    assert str(estimate([0.5, 0.5])) == "50.0 ± 0.0"
+    assert estimate([1.25, 1.75]).text(3) == "1.500 ± 0.490"

@@ -336,8 +336,8 @@ def shown_estimate(row: Mapping[str, Any], metric: str) -> str:
     """A metric with its interval: in percent; of a loss, in nats; of a perplexity, as it is."""
     estimate = Estimate(row[metric]["mean"], row[metric]["ci95"])
     if metric.endswith("perplexity"):
-        return f"{estimate.mean:.2f} ± {estimate.ci95:.2f}"
-    return f"{estimate.mean:.3f} ± {estimate.ci95:.3f}" if metric.endswith("loss") else str(estimate)
+        return estimate.text(2)
+    return estimate.text(3) if metric.endswith("loss") else str(estimate)
 
 
 def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:

@@ -22,6 +22,9 @@ from raymeta.tasks import Choices, Tasks
 
 _BLOCK_EPISODES = 32
 _TASK_BLOCKS = 32
+_AHEAD_BYTES = 64 * 2**20
+"""Episodes that a worker has drawn ahead, in the object store. Left to itself, Ray Data fills a gigabyte before a run's first
+steps, while they wait for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -180,4 +183,6 @@ def numbered(
     data = ray.data.read_datasource(
         source_of_blocks, num_cpus=0, concurrency=1, override_num_blocks=len(source_of_blocks.get_read_tasks(1))
     )
+    options = data.context.execution_options  # this dataset's own
+    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
     yield from data.iter_batches(batch_size=each, batch_format="pyarrow", prefetch_batches=4, drop_last=False)

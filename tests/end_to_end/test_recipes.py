@@ -7,7 +7,7 @@ import pytest
 from raymeta.checks import check
 from raymeta.config import Run, recipes
 
-MUCH_TEXT = {"instructions-sni", "translation-tico19"}
+MUCH_TEXT = {"instructions-sni", "summarization-scitldr", "translation-tico19"}
 """Recipes that train a tokenizer on more text than is read in a few seconds."""
 
 

@@ -81,6 +81,7 @@ def test_a_population_ends_with_runs_that_took_over_and_the_best_is_there_to_be_
     assert essence(tune(asked, resume=True)) == essence(trials)
 
 
+@pytest.mark.slow
 def test_a_population_that_is_killed_comes_to_what_it_would_have(
     intents: dict[str, Any], tmp_path: Path, ray_folder: Path
 ) -> None:

@@ -122,23 +122,26 @@ def name_of(run: Run, number: int, since: int) -> str:
 
 
 def took_over(donor: Path, run: Run, step: int) -> None:
-    """Makes the folder of a run that goes on from the checkpoint of `step` in the folder `donor`; once made, it stays.
+    """Makes the folder of a run that goes on from the checkpoint of `step` in the folder `donor`, or, where that is damaged, from
+    the one before; once made, it stays.
 
-    Raises UserError where that checkpoint is not whole.
+    Raises UserError where none is whole.
     """
     if (run.folder / "checkpoints").is_dir():
         return
     root = donor / "checkpoints"
-    taken = checkpoint.load(root / f"step_{step:06d}")
+    taken = checkpoint.newest(root)
+    if taken is None:
+        raise UserError(f"{root}: no checkpoint is whole, and {run.name} was to take over the one of step {step}; remove the sweep's folder to begin anew")  # fmt: skip
     wanted = {taken.folder.name}
     best = taken.state.get("best")
-    if best:
+    if best and (root / f"step_{best['step']:06d}").is_dir():
         wanted.add(f"step_{best['step']:06d}")
     building = run.folder.with_name(f".building-{run.folder.name}")
     shutil.rmtree(building, ignore_errors=True)
     for name in wanted:
         shutil.copytree(root / name, building / "checkpoints" / name, copy_function=_linked)
-    kept = [row for row in rows(donor / "metrics.jsonl") if row["step"] <= step]
+    kept = [row for row in rows(donor / "metrics.jsonl") if row["step"] <= taken.step]
     (building / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     shutil.rmtree(run.folder, ignore_errors=True)  # one without checkpoints: a lock, a log
     building.rename(run.folder)

@@ -82,15 +82,25 @@ def test_a_run_that_takes_over_begins_with_what_the_other_had_and_goes_on_by_its
     assert any(changed)
 
 
-def test_a_damaged_checkpoint_is_not_taken_over(run):
-    donor = run.changed({"name": "damaged"})
-    metatrain(donor, until=2)
-    path = donor.folder / "checkpoints" / "step_000002" / "params.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+def test_in_place_of_a_damaged_checkpoint_the_one_before_is_taken_over(run, capsys):
+    donor = run.changed({"name": "damaged", "save.every": 2})
+    metatrain(donor, until=4)
+
+    def damage(step):
+        path = donor.folder / "checkpoints" / f"step_{step:06d}" / "params.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+
+    damage(4)
     mine = donor.changed({"name": "heir"})
-    with pytest.raises(UserError, match=r"params\.safetensors does not match its checksum"):
-        population.took_over(donor.folder, mine, 2)
-    assert not mine.folder.exists()
+    population.took_over(donor.folder, mine, 4)
+    assert "does not match its checksum" in capsys.readouterr().out
+    assert checkpoint.newest(mine.folder / "checkpoints").step == 2
+    assert [row["step"] for row in told(mine)] == [1, 2, 2]
+    damage(2)
+    other = donor.changed({"name": "other"})
+    with pytest.raises(UserError, match="no checkpoint is whole, and other was to take over the one of step 4"):
+        population.took_over(donor.folder, other, 4)
+    assert not other.folder.exists()
 
 
 # who takes over

@@ -56,22 +56,6 @@ class Checkpoint:
         return found
 
 
-def save(
-    root: Path,
-    step: int,
-    params: dict[str, Tensor],
-    outer: dict[str, Tensor],
-    state: dict[str, Any],
-    run_yaml: str,
-    keep: int,
-) -> Checkpoint:
-    """Writes the checkpoint of `step` under `root`, then removes all but the newest `keep` and the best.
-
-    state: plain data to keep beside the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
-    """
-    return snapshot(root, step, params, outer, state, run_yaml, keep)()
-
-
 def snapshot(
     root: Path,
     step: int,
@@ -81,42 +65,39 @@ def snapshot(
     run_yaml: str,
     keep: int,
 ) -> Callable[[], Checkpoint]:
-    """As `save`, in two: takes a copy of everything now, and gives the function that writes it, which may be called while
-    training goes on."""
-    taken = [{n: t.detach().to("cpu", copy=True).contiguous() for n, t in of.items()} for of in (params, outer)]
-    state = json.loads(json.dumps(state))
-    return lambda: _save(root, step, taken[0], taken[1], state, run_yaml, keep)
+    """Copies what is to be saved of `step`, and gives the function that writes it, while training may go on.
 
+    That writes the checkpoint under `root`, then removes all but the newest `keep` and the best. state: plain data to keep beside
+    the step; `state["best"]`, if there, is the best checkpoint's {"step": ...}.
+    """
+    kept_params, kept_outer = (
+        {n: t.detach().to("cpu", copy=True).contiguous() for n, t in of.items()} for of in (params, outer)
+    )
+    kept_state = json.loads(json.dumps(state))
 
-def _save(
-    root: Path,
-    step: int,
-    params: dict[str, Tensor],
-    outer: dict[str, Tensor],
-    state: dict[str, Any],
-    run_yaml: str,
-    keep: int,
-) -> Checkpoint:
-    folder = root / f"step_{step:06d}"
-    building = root / f".building-{folder.name}"
-    for wait_s in (*_WAITS_S, None):
-        try:
-            whole = _written(building, step, params, outer, state, run_yaml)
-            if folder.exists():
-                _remove(folder)
-            building.rename(folder)
-            break
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(building, ignore_errors=True)
-            if wait_s is None or not _passes(error):
-                raise unwritable(f"the checkpoint of step {step}", root, error) from error
-            time.sleep(wait_s)
-    best = (state.get("best") or {}).get("step")
-    complete = [p for p in _by_step(root) if (p / "state.json").is_file()]
-    for old in complete[:-keep]:
-        if old != folder and old.name != f"step_{best or 0:06d}":
-            _remove(old)
-    return Checkpoint(folder, whole)
+    def write() -> Checkpoint:
+        folder = root / f"step_{step:06d}"
+        building = root / f".building-{folder.name}"
+        for wait_s in (*_WAITS_S, None):
+            try:
+                whole = _written(building, step, kept_params, kept_outer, kept_state, run_yaml)
+                if folder.exists():
+                    _remove(folder)
+                building.rename(folder)
+                break
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(building, ignore_errors=True)
+                if wait_s is None or not _passes(error):
+                    raise unwritable(f"the checkpoint of step {step}", root, error) from error
+                time.sleep(wait_s)
+        best = (kept_state.get("best") or {}).get("step")
+        complete = [p for p in _by_step(root) if (p / "state.json").is_file()]
+        for old in complete[:-keep]:
+            if old != folder and old.name != f"step_{best or 0:06d}":
+                _remove(old)
+        return Checkpoint(folder, whole)
+
+    return write
 
 
 def _passes(error: Exception) -> bool:

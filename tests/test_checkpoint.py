@@ -14,7 +14,7 @@ from raymeta.errors import UserError
 def save(root: Path, step: int, best: int | None = None, keep: int = 2) -> checkpoint.Checkpoint:
     params = {"w": torch.full((2, 3), float(step)), "b": torch.arange(3.0)[::2]}
     state = {"best": None if best is None else {"step": best, "accuracy": 0.5}, "metric": "accuracy"}
-    return checkpoint.save(root, step, params, {"0.exp_avg": torch.ones(4) / 3}, state, "seed: 0\n", keep)
+    return checkpoint.snapshot(root, step, params, {"0.exp_avg": torch.ones(4) / 3}, state, "seed: 0\n", keep)()
 
 
 def names(root: Path) -> list[str]:

@@ -83,15 +83,15 @@ def metatrain(run: Run, until: int | None = None) -> Result:
     checked(run.parts)
     with checkpoint.locked(run.folder):
         connect(run.cluster, run.root)
-        _launch(run, run.folder, until)
+        _launch(run, until)
     result = _reached(run, until)
     if result is None:
         raise RuntimeError(f"meta-training ended before step {until}; see {run.folder}")
     return result
 
 
-def _launch(run: Run, folder: Path, until: int) -> None:
-    parts = run.parts
+def _launch(run: Run, until: int) -> None:
+    folder, parts = run.folder, run.parts
     folders = prepared(parts, run.backbone, run.seed, run.root / "prepared", on_ray=not run.cluster.in_process)
     train = training(parts, folders, run.seed)
     sources = list(train.sources) if isinstance(train, Mixture) else [train]
@@ -111,12 +111,16 @@ def _launch(run: Run, folder: Path, until: int) -> None:
     start = checkpoint.newest(folder / "checkpoints", say=_silent)
     if start:
         print(f"going on from step {start.step}")
-    payload = {
-        "run": run.model_dump(mode="json"), "folder": str(folder), "prepared": folders, "start": start.step if start else 0,
-        "until": until,
-    }  # fmt: skip
+    payload = asked(run, folders, start.step if start else 0, until)
     with Follow(folder / "metrics.jsonl", run.outer.steps, run.metric):
         launch(_train, payload, run.cluster, folder, run.exact)
+
+
+def asked(run: Run, folders: list[str], start: int, until: int) -> dict[str, Any]:
+    """What the workers are told: the run, its prepared corpora, and the steps to walk, from `start` to `until`."""
+    return {
+        "run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": folders, "start": start, "until": until,
+    }  # fmt: skip
 
 
 def _silent(line: str) -> None:

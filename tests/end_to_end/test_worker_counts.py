@@ -36,7 +36,7 @@ def trained(values: dict[str, Any], meeting: Path, count: int) -> Result | None:
     run = Run.of(values)
     run.folder.mkdir(parents=True, exist_ok=True)
     folders = prepared(run.parts, run.backbone, run.seed, run.root / "prepared", on_ray=False, say=lambda _: None)
-    payload = {"run": run.model_dump(mode="json"), "folder": str(run.folder), "prepared": folders, "start": 0}
+    payload = metatrain.asked(run, folders, 0, run.outer.steps)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raymeta.stages.metatrain"])
     processes = [context.Process(target=work, args=(payload, r, count, str(meeting))) for r in range(count)]

@@ -4,6 +4,7 @@ Step t of a run is made of the episodes t*T ... t*T + T - 1, whoever draws them;
 that resumes needs to know its step and nothing else, and one, two or eight workers walk the same path.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,10 +22,13 @@ from raymeta.store import Prepared
 from raymeta.tasks import Choices, Tasks
 
 _BLOCK_EPISODES = 32
-_TASK_BLOCKS = 32
+_TASK_BLOCKS, _TASKS = 32, 1000
+"""Blocks of a read task at least, and about how many such tasks there are at most: Ray Data looks through them all."""
 _AHEAD_BYTES = 64 * 2**20
 """Episodes that a worker has drawn ahead, in the object store. Left to itself, Ray Data fills a gigabyte before a run's first
 steps, while they wait for the CPU."""
+_NAP_S, _NAPS = 0.005, 40
+"""How long Ray Data's loop rests at least, and how often on end while episodes lie ready."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def numbered(
 
     each = len(share(0, per_step, rank, workers))
     block = max(1, _BLOCK_EPISODES // each)  # steps a block
-    task = block * _TASK_BLOCKS  # steps a read task
+    task = block * max(_TASK_BLOCKS, (stop - start) // (block * _TASKS))  # steps a read task
 
     def blocks(first: int, last: int) -> Iterator[pa.Table]:
         for at in range(first, last, block):
@@ -185,4 +189,25 @@ def numbered(
     )
     options = data.context.execution_options  # this dataset's own
     options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
+    data.context.custom_execution_callback_classes.append(_unhurried())
     yield from data.iter_batches(batch_size=each, batch_format="pyarrow", prefetch_batches=4, drop_last=False)
+
+
+@lru_cache(maxsize=1)
+def _unhurried() -> type:
+    """What makes Ray Data's loop wait for who takes the episodes.
+
+    The loop runs in a thread of the worker. As long as it has drawn all that it may, it waits for nothing, and would take a core
+    and the interpreter's lock from the training that it waits for.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Unhurried(ExecutionCallback):  # type: ignore[misc]
+        def on_execution_step(self, executor: Any) -> None:
+            _, output = executor._output_node
+            for _ in range(_NAPS):
+                time.sleep(_NAP_S)
+                if executor._shutdown or not len(output.output_queue):
+                    return
+
+    return Unhurried

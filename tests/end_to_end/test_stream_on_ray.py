@@ -1,10 +1,12 @@
 """Episodes through Ray Data are the same as without, whoever takes them and wherever the stream begins."""
 
+import time
 from contextlib import closing
 from typing import Any
 
 import pytest
 
+from raymeta import stream
 from raymeta.config import Run
 from raymeta.episodes import Episode
 from raymeta.prepare import prepare
@@ -24,8 +26,8 @@ def drawn(source: Source, start: int, stop: int, workers: int, on_ray: bool) -> 
     """Step -> its episodes, put together from all workers."""
     found: dict[int, list[Episode]] = {step: [] for step in range(start, stop)}
     for rank in range(workers):
-        stream = steps(source, start, stop, TASKS, rank, workers, on_ray)
-        for step, episodes in zip(range(start, stop), stream, strict=True):
+        taken = steps(source, start, stop, TASKS, rank, workers, on_ray)
+        for step, episodes in zip(range(start, stop), taken, strict=True):
             found[step] += episodes
     return found
 
@@ -53,8 +55,29 @@ def test_a_stream_that_begins_at_step_a_million_gives_the_episodes_of_that_step(
     source = source_of(make_run("stream"))
     start = 1_000_000
     for rank in range(2):
-        with closing(steps(source, start, 2 * start, TASKS, rank, 2, on_ray=True)) as stream:
+        with closing(steps(source, start, 2 * start, TASKS, rank, 2, on_ray=True)) as taken:
             for step in range(start, start + 3):
-                episodes = next(stream)
+                episodes = next(taken)
                 assert [e.number for e in episodes] == list(share(step * TASKS, TASKS, rank, 2))
                 assert [plain(e) for e in episodes] == [plain(source.episode(e.number)) for e in episodes]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_while_nobody_takes_episodes_the_loop_of_ray_data_rests(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    rest = stream._unhurried().on_execution_step
+
+    def counted(self: Any, executor: Any) -> None:
+        rests.append(time.monotonic())
+        rest(self, executor)
+
+    monkeypatch.setattr(stream._unhurried(), "on_execution_step", counted)
+    with closing(steps(source_of(make_run("stream")), 0, 100_000, TASKS, on_ray=True)) as episodes:
+        next(episodes)
+        time.sleep(2)  # until it has drawn ahead what it may
+        before = len(rests)
+        time.sleep(1)
+        assert 1 <= len(rests) - before <= 12  # unhindered, it goes round hundreds of times
+        assert len(list(zip(range(200), episodes, strict=False))) == 200

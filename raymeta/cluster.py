@@ -170,7 +170,6 @@ def connect(profile: Profile, storage: Path | None = None) -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -181,6 +180,7 @@ def connect(profile: Profile, storage: Path | None = None) -> None:
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody drains this machine
                 cpus = max(os.cpu_count() or 1, int(-(-need // 1)))
                 port = _free_port()
                 # Ray Train's helpers ask the dashboard; told which, they find it beside other clusters on this host
@@ -425,7 +425,7 @@ def _on_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config["threads"])
-    workers = Workers(context.get_world_rank(), context.get_world_size(), device, on_ray=True)
+    workers = Workers(context.get_world_rank(), context.get_world_size(), device, on_ray=True, leaving=_leaving)
     try:
         with (
             checkpoint.writer(Path(config["folder"])) if workers.first else nullcontext(),
@@ -440,6 +440,16 @@ def _on_worker(config: dict[str, Any]) -> None:
             temporary.replace(config["note"])
         logging.disable()
         raise RuntimeError(f"{_TOLD}{error}") from error
+
+
+def _leaving() -> bool:
+    """Whether Ray drains a machine of this run's workers, as it does on a spot machine's notice.
+
+    `ray.train.get_preemption_info` tells it too, but all workers have to meet for that.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def explained() -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """One worker's place among all, and what they say to each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker's rank among `count`, and its device. Alone, every exchange is a no-op."""
+    """This worker's rank among `count`, and its device. Alone, every exchange is a no-op.
+
+    leaving: whether a machine that has workers is about to be taken away.
+    """
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_ray: bool = False
+    leaving: Callable[[], bool] = lambda: False
 
     @property
     def first(self) -> bool:

@@ -53,6 +53,17 @@ def test_an_interrupt_saves_the_last_whole_step_once(moment, expected, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_machine_that_is_about_to_go_has_steps_saved_every_few_seconds(tmp_path, monkeypatch, capsys):
+    steps, clock = Steps(), iter(range(0, 1000, 4))
+    monkeypatch.setattr(notice.time, "monotonic", lambda: next(clock))
+    leaves = {3, 4, 5, 6, 7, 8}
+    with notice.Saves(tmp_path, True, lambda: steps.step, steps.snapshot, lambda: steps.step in leaves) as kept:
+        for steps.step in range(1, 10):
+            kept.done(due=steps.step == 2)
+    assert steps.saved == [2, 3, 6]
+    assert capsys.readouterr().out.count("taken away") == 1
+
+
 def test_notice_waits_until_the_step_is_saved(tmp_path):
     steps, go, found = Steps(), threading.Event(), []
     with saves(tmp_path, steps) as kept:

@@ -194,7 +194,7 @@ def _trained(
         validate()
         if workers.first:
             snapshot()()
-    with notice.Saves(job.folder, workers.first, lambda: outer.step, snapshot) as saves:
+    with notice.Saves(job.folder, workers.first, lambda: outer.step, snapshot, workers.leaving) as saves:
         while not stopped():
             began = time.perf_counter()
             step = outer.step + 1

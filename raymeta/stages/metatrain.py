@@ -156,7 +156,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         )
 
     began = time.perf_counter()
-    with notice.Saves(folder, workers.first, lambda: outer.step, snapshot) as saves:
+    with notice.Saves(folder, workers.first, lambda: outer.step, snapshot, workers.leaving) as saves:
         for episodes in stream:
             waited = time.perf_counter() - began
             not_counted: list[int] = []

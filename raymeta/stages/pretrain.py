@@ -280,7 +280,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         )
 
     began = time.perf_counter()
-    with notice.Saves(folder, workers.first, lambda: loop.step, snapshot) as saves:
+    with notice.Saves(folder, workers.first, lambda: loop.step, snapshot, workers.leaving) as saves:
         for rows in _stream(train, loop.step, section, workers):
             waited = time.perf_counter() - began
             found = _step(model, loop, rows, section, run.seed, workers)

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -56,10 +58,12 @@ class Nodes:
             "health_check_failure_threshold": 3,
         }
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
+        # what runs on the nodes asks this cluster's dashboard, and not that of another one on this machine
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.environment |= {
             "RAY_ADDRESS": self._cluster.address,
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+            "RAY_API_SERVER_ADDRESS": os.environ["RAY_API_SERVER_ADDRESS"],
             # how long a group of workers is waited for that asks for a node which is no longer there
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         }
@@ -99,6 +103,16 @@ class Nodes:
         found = {_above(pid, titles(), there) for pid in self.running("worker")} & there
         return sorted(found or there)
 
+    def drain(self, seconds: int) -> None:
+        """Tells that a node on which a worker trains is taken away in so many seconds, as a spot machine's notice does."""
+        pid = self.busy_raylets()[0]
+        node = next(n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == pid)
+        words = f"drain-node --address {self._cluster.address} --node-id {node.node_id} --deadline-remaining-seconds {seconds}"
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine's notice"]
+        subprocess.run(
+            [Path(sys.executable).with_name("ray"), *words.split(), *reason], check=True
+        )
+
     def mend(self) -> None:
         """Puts a new node in the place of each that is lost."""
         lost = [n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.poll() is not None]
@@ -118,6 +132,7 @@ class Nodes:
     def end(self) -> None:
         """Takes the cluster down."""
         self._cluster.shutdown()
+        os.environ.pop("RAY_API_SERVER_ADDRESS", None)
 
     def __enter__(self) -> Self:
         return self

@@ -95,7 +95,10 @@ class Saves:
             return False
         if not self._told:
             self._told, self._saved_at = True, -math.inf
-            print(f"a machine of this run is about to be taken away; steps are saved from step {self._done} on", flush=True)
+            print(
+                f"a machine of this run is about to be taken away; steps are saved from step {self._done} on",
+                flush=True,
+            )
         return time.monotonic() - self._saved_at >= _LEAVING_EVERY_S
 
     def _save(self) -> None:

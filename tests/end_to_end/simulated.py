@@ -109,9 +109,7 @@ class Nodes:
         node = next(n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == pid)
         words = f"drain-node --address {self._cluster.address} --node-id {node.node_id} --deadline-remaining-seconds {seconds}"
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine's notice"]
-        subprocess.run(
-            [Path(sys.executable).with_name("ray"), *words.split(), *reason], check=True
-        )
+        subprocess.run([Path(sys.executable).with_name("ray"), *words.split(), *reason], check=True)
 
     def mend(self) -> None:
         """Puts a new node in the place of each that is lost."""

@@ -20,10 +20,10 @@ class Estimate:
     def __str__(self) -> str:
         return self.text(1, 100)
 
-    def text(self, digits: int, factor: float = 1) -> str:
-        """Times `factor`, with so many decimals; without an interval where a single episode gives none."""
+    def text(self, digits: int, factor: float = 1, sign: str = "") -> str:
+        """Times `factor`, with so many decimals; without an interval where a single episode gives none. sign: "+" shows it."""
         half = f"{factor * self.ci95:.{digits}f}" if isfinite(self.ci95) else "unknown"
-        return f"{factor * self.mean:.{digits}f} ± {half}"
+        return f"{factor * self.mean:{sign}.{digits}f} ± {half}"
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -51,6 +51,15 @@ def estimates(episodes: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     """The estimate of each metric over the episodes that have it."""
     names = dict.fromkeys(name for e in episodes for name in e)
     return {name: estimate([e[name] for e in episodes if name in e]) for name in names}
+
+
+def differences(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Ours less theirs of each metric, episode by episode; where one has fewer episodes, of those that both have.
+
+    What makes an episode hard or easy is in both, so the interval of the mean difference is narrower than those of the two means.
+    """
+    pairs = zip(ours, theirs, strict=False)
+    return [{name: mine[name] - other[name] for name in mine if name in other} for mine, other in pairs]
 
 
 def estimate_of_ratio(sums: Sequence[float], counts: Sequence[float]) -> Estimate:

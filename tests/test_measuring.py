@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from raymeta.metrics import Estimate
 from raymeta.stages import evaluate as stage
 from raymeta.stages.evaluate import SO_FAR, evaluate
-from raymeta.stages.measuring import Measuring
+from raymeta.stages.measuring import Measuring, Scores
 from raymeta.stages.metatrain import metatrain
 from raymeta.workers import Workers
 from tests.test_finetune import run_of
@@ -18,17 +17,17 @@ def test_rows_are_measured_once_for_what_is_asked(tmp_path: Path) -> None:
     path, calls = tmp_path / SO_FAR, []
 
     def of(key: str) -> Any:
-        def measure(tick: Any) -> dict[str, Estimate]:
+        def measure(tick: Any) -> Scores:
             calls.append(key)
             tick()
-            return {"accuracy": Estimate(1 / 3, 0.1)}
+            return [{"accuracy": 1 / 3}]
 
         return measure
 
     first = Measuring(path, {"episodes": 5}, Workers())
-    assert first.row(("a",), 5, of("a")) == {"accuracy": Estimate(1 / 3, 0.1)}
+    assert first.row(("a",), 5, of("a")) == [{"accuracy": 1 / 3}]
     again = Measuring(path, {"episodes": 5}, Workers())
-    assert again.row(("a",), 5, of("a")) == {"accuracy": Estimate(1 / 3, 0.1)}
+    assert again.row(("a",), 5, of("a")) == [{"accuracy": 1 / 3}]
     again.row(("b",), 5, of("b"))
     assert calls == ["a", "b"]
     Measuring(path, {"episodes": 6}, Workers()).row(("a",), 6, of("a"))

@@ -13,7 +13,15 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as sklearn_f1
 
-from raymeta.metrics import Estimate, classification_scores, entity_scores, estimate, estimate_of_few, estimates
+from raymeta.metrics import (
+    Estimate,
+    classification_scores,
+    differences,
+    entity_scores,
+    estimate,
+    estimate_of_few,
+    estimates,
+)
 
 sentences = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -114,3 +122,15 @@ def test_the_interval_of_a_single_episode_is_said_to_be_unknown():
     assert str(estimate([0.5])) == "50.0 ± unknown"
     assert str(estimate([0.5, 0.5])) == "50.0 ± 0.0"
     assert estimate([1.25, 1.75]).text(3) == "1.500 ± 0.490"
+
+
+def test_the_interval_of_a_difference_leaves_out_what_makes_episodes_hard():
+    hard = np.random.default_rng(0).normal(0.5, 0.2, size=200)
+    ours = [{"accuracy": h + 0.05 + e, "loss": 1.0} for h, e in zip(hard, np.tile([0.01, -0.01], 100), strict=True)]
+    theirs = [{"accuracy": h} for h in hard]
+    found = estimates(differences(ours, theirs))
+    assert list(found) == ["accuracy"]
+    assert found["accuracy"].mean == pytest.approx(0.05)
+    assert found["accuracy"].ci95 == pytest.approx(1.96 * 0.01 * np.sqrt(200 / 199) / np.sqrt(200))
+    assert len(differences(ours, theirs[:50])) == 50
+    assert found["accuracy"].text(1, 100, "+") == "+5.0 ± 0.1"

@@ -259,7 +259,8 @@ def test_evaluation_has_a_table_for_each_part_and_their_mean(run, trained, capsy
     assert "test of entities: 6 episodes, 3-way 1~2-shot" in text
     assert "test of elsewhere: 6 episodes, 2-way 1-shot" in text
     assert text.startswith("test: mean of the main metrics of intents, entities, elsewhere; 6 episodes each")
-    assert text.count("not meta-trained, adapted alike") == 4
+    assert text.count("\n  not meta-trained, adapted alike") == 4
+    assert text.count("\n  difference to not meta-trained, adapted alike") == 4
 
 
 def test_parts_without_the_split_are_named_and_not_measured(run, trained, folders, capsys):

@@ -17,12 +17,12 @@ from raymeta.config import Run
 from raymeta.errors import UserError
 from raymeta.heads.prototype import Prototype
 from raymeta.layers import Params
-from raymeta.metrics import Estimate, estimates, mean_of
+from raymeta.metrics import Estimate, differences, estimates, mean_of
 from raymeta.model import Network
 from raymeta.parts import Part, held_out, left_out, prepared
 from raymeta.plain import whole
 from raymeta.setfit import SetFit, Tuner
-from raymeta.stages.measuring import Measuring, Tick, progress_line
+from raymeta.stages.measuring import Measuring, Scores, Tick, progress_line
 from raymeta.stages.pretrain import ready
 from raymeta.stream import Source, share
 from raymeta.tasks import Tasks
@@ -44,6 +44,9 @@ ROWS = {
 where an output means the same in every task there are no prototypes, and a head over new classes says nothing before it is
 adapted. `setfit` is there if it is asked for, of the first `setfit_episodes` episodes."""
 
+DIFFERENCE = "difference"
+"""Under this name, evaluation.json holds how far the first row is from each of the others, episode by episode."""
+
 SO_FAR = "evaluation.jsonl"
 """File of a run's folder that is there while it is evaluated."""
 
@@ -58,7 +61,7 @@ def scores(
     workers: Workers,
     written_out: bool = False,
     tick: Tick = lambda: None,
-) -> list[dict[str, float]]:
+) -> Scores:
     """The metrics of episodes 0 ... episodes - 1 of `source`, each adapted from `params`; every worker gets all of them.
 
     written_out: of kinds whose answers are texts, those of the texts that the model writes, too. tick: called after each of
@@ -88,7 +91,7 @@ def scores(
     return _all_of(mine, workers)
 
 
-def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers, tick: Tick) -> list[dict[str, float]]:
+def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers, tick: Tick) -> Scores:
     """The same of SetFit, which learns from the support sets of the first `episodes` episodes."""
     mine = []
     for number in share(0, episodes, workers.rank, workers.count):
@@ -100,7 +103,7 @@ def _setfit_scores(tuner: Tuner, source: Source, episodes: int, workers: Workers
     return _all_of(mine, workers)
 
 
-def _all_of(mine: list[tuple[int, dict[str, float]]], workers: Workers) -> list[dict[str, float]]:
+def _all_of(mine: list[tuple[int, dict[str, float]]], workers: Workers) -> Scores:
     """Every worker's episodes, by number."""
     return [
         found
@@ -216,14 +219,12 @@ def _measure(payload: dict[str, Any], workers: Workers) -> None:
             rows = {}
             for name, episodes in _rows(run, source.tasks):
 
-                def measure(
-                    tick: Tick, name: str = name, source: Source = source, episodes: int = episodes
-                ) -> dict[str, Estimate]:
+                def measure(tick: Tick, name: str = name, source: Source = source, episodes: int = episodes) -> Scores:
                     if name == "setfit":
                         assert run.evaluate.setfit
                         tuner = Tuner(run.evaluate.setfit, run.backbone, workers.device)
-                        return estimates(_setfit_scores(tuner, source, episodes, workers, tick))
-                    return estimates(_row(name, run, network, trained, first, source, workers, tick))
+                        return _setfit_scores(tuner, source, episodes, workers, tick)
+                    return _row(name, run, network, trained, first, source, workers, tick)
 
                 rows[name] = so_far.row((*at, ROWS[name]), episodes, measure)
             found.append((part, source.tasks, rows))
@@ -249,7 +250,7 @@ def _rows(run: Run, tasks: Tasks) -> list[tuple[str, int]]:
 
 def _row(
     name: str, run: Run, network: Network, trained: Params, first: Params, source: Source, workers: Workers, tick: Tick
-) -> list[dict[str, float]]:
+) -> Scores:
     """The metrics of a row's episodes. trained, first: the meta-parameters after and before training."""
     algorithm, head, steps = run.algorithm, network.head, run.evaluate.inner_steps
     if name == "unadapted":
@@ -267,26 +268,36 @@ def _setfit_episodes(run: Run, setfit: SetFit) -> int:
     return min(setfit.episodes, run.evaluate.episodes)
 
 
-def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, dict[str, Estimate]]]]) -> list[dict[str, Any]]:
+def _settings(run: Run, found: list[tuple[Part, Tasks, dict[str, Scores]]]) -> list[dict[str, Any]]:
     """What was found at one number of shots, as evaluation.json holds it; of a mixed corpus, the mean over its parts first."""
     shape = {"split": run.evaluate.split, "episodes": run.evaluate.episodes}
+    rows = [{row: estimates(scores) for row, scores in of.items()} for _, _, of in found]
+    apart = [
+        {row: estimates(differences(of["metrics"], scores)) for row, scores in of.items() if row != "metrics"}
+        for _, _, of in found
+    ]
     settings = []
     if len(found) > 1:
-        common = [row for row in ROWS if all(row in rows for _, _, rows in found)]
-        means = {row: mean_of([rows[row][tasks.metric] for _, tasks, rows in found]) for row in common}
+        mains = [tasks.metric for _, tasks, _ in found]
+
+        def means(of: list[dict[str, dict[str, Estimate]]]) -> dict[str, Any]:
+            common = [row for row in ROWS if all(row in each for each in of)]
+            return _numbers(
+                {
+                    row: {"mean": mean_of([each[row][main] for each, main in zip(of, mains, strict=True)])}
+                    for row in common
+                }
+            )
+
         settings.append(
-            {
-                "parts": [part.name for part, _, _ in found],
-                **shape,
-                **_numbers({r: {"mean": m} for r, m in means.items()}),
-            }
+            {"parts": [part.name for part, _, _ in found], **shape, **means(rows), DIFFERENCE: means(apart)}
         )
-    for part, tasks, rows in found:
+    for (part, tasks, of), mine, others in zip(found, rows, apart, strict=True):
         name = {"part": part.name} if len(run.parts) > 1 else {}
         drawn: dict[str, Any] = {"ways": _plain(tasks.ways), "shots": _plain(tasks.shots), "queries": tasks.queries}
-        if run.evaluate.setfit and "setfit" in rows:
+        if run.evaluate.setfit and "setfit" in of:
             drawn["setfit_episodes"] = _setfit_episodes(run, run.evaluate.setfit)
-        settings.append({**name, **shape, **drawn, **_numbers(rows)})
+        settings.append({**name, **shape, **drawn, **_numbers(mine), DIFFERENCE: _numbers(others)})
     return settings
 
 
@@ -307,7 +318,8 @@ def text(run: Run, evaluation: dict[str, Any]) -> str:
 
 
 def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) -> str:
-    """The evaluation as text: a row for the model and each baseline, a column for each metric, in percent (losses in nats, perplexities as they are).
+    """The evaluation as text: a row for the model, for each baseline and for the difference to it, a column for each metric, in
+    percent (losses in nats, perplexities as they are).
 
     Metrics of groups of tasks, `group/metric`, stand below, a row for each group. kilo_shot: whether K shots stand for K to
     2 K mentions (entities); of a mixed corpus, the names of the parts where they do.
@@ -321,6 +333,10 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
         cells = [
             ["", *names],
             *([label, *(shown_estimate(found[row], n) for n in names)] for row, label in there.items()),
+            *(
+                [f"difference to {there[row]}", *(shown_estimate(apart, n, "+") for n in names)]
+                for row, apart in found.get(DIFFERENCE, {}).items()
+            ),
         ]
         blocks.append("\n".join([_heading(found, kilo_shot), *aligned(cells)]))
         pairs = [n.rsplit("/", 1) for n in found["metrics"] if "/" in n]
@@ -332,12 +348,12 @@ def table(evaluation: dict[str, Any], kilo_shot: frozenset[str] | bool = False) 
     return "\n\n".join(blocks)
 
 
-def shown_estimate(row: Mapping[str, Any], metric: str) -> str:
-    """A metric with its interval: in percent; of a loss, in nats; of a perplexity, as it is."""
+def shown_estimate(row: Mapping[str, Any], metric: str, sign: str = "") -> str:
+    """A metric with its interval: in percent; of a loss, in nats; of a perplexity, as it is. sign: "+" shows it."""
     estimate = Estimate(row[metric]["mean"], row[metric]["ci95"])
     if metric.endswith("perplexity"):
-        return estimate.text(2)
-    return estimate.text(3) if metric.endswith("loss") else str(estimate)
+        return estimate.text(2, sign=sign)
+    return estimate.text(3, sign=sign) if metric.endswith("loss") else estimate.text(1, 100, sign)
 
 
 def _heading(found: dict[str, Any], kilo_shot: frozenset[str] | bool) -> str:

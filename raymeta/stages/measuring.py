@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raymeta.metrics import Estimate
 from raymeta.track import Track, duration, rows
 from raymeta.workers import Workers
 
 Tick = Callable[[], None]
 """Called by a worker after each of its episodes."""
+
+Scores = list[dict[str, float]]
+"""The metrics of each episode, by their names."""
 
 _EVERY_S = 2.0
 _ALL = 2**62
@@ -37,18 +39,14 @@ class Measuring:
                 path.unlink(missing_ok=True)
             self._track = Track(path, _ALL)
 
-    def row(
-        self, key: tuple[str, ...], episodes: int, measure: Callable[[Tick], dict[str, Estimate]]
-    ) -> dict[str, Estimate]:
-        """The estimates of one row of `episodes` episodes: those that were kept, or what `measure` finds."""
+    def row(self, key: tuple[str, ...], episodes: int, measure: Callable[[Tick], Scores]) -> Scores:
+        """The scores of one row of `episodes` episodes: those that were kept, or what `measure` finds."""
         begun, self._what = self._done, ", ".join(k for k in key if k)
         known = self._known.get(key)
-        found = (
-            {name: Estimate(*pair) for name, pair in known["found"].items()} if known else measure(self._after_episode)
-        )
+        found: Scores = known["found"] if known else measure(self._after_episode)
         self._done = begun + episodes
         if known is None:
-            self._write(asked=self._asked, key=list(key), found={n: [e.mean, e.ci95] for n, e in found.items()})
+            self._write(asked=self._asked, key=list(key), found=found)
         else:
             self._before = self._done
         return found

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from raymeta.config import Run
@@ -108,11 +108,18 @@ def main() -> None:
     print(
         f"memory: {mean(s.held for s in second):.0f} MiB in the second third, {mean(s.held for s in last):.0f} in the last: {memory:+.1f} %"
     )
+    programs = {p for s in sampled.samples for p in s.programs}
+    grown = {p: mean(s.programs.get(p, 0) for s in last) - mean(s.programs.get(p, 0) for s in second) for p in programs}
+    most = sorted(grown, key=lambda p: -grown[p])[:4]
+    print("  most of it in " + ", ".join(f"{p} ({grown[p]:+.0f} MiB)" for p in most))
     print(
         f"processes: {max(s.processes for s in second)} in the second third, {max(s.processes for s in last)} in the last; left behind: {len(left)}"
     )
     print(f"object store: at most {store:.0f} of {limit:.0f} MiB")
-    print(f"a step: {mean(taken):.3f} s, in a bare loop {bare:.3f} s: {over:+.1f} %")
+    print(
+        f"a step: {mean(taken):.3f} s (median {median(taken):.3f}), in a bare loop {bare:.3f} s: {over:+.1f} % "
+        f"({100 * (median(taken) / bare - 1):+.1f} %)"
+    )
     if status != 128 + signal.SIGINT:
         print(said)
     sys.exit(status != 128 + signal.SIGINT or bool(left) or memory > 2 or store > limit)

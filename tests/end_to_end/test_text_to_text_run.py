@@ -1,4 +1,4 @@
-"""A run of a kind that writes texts, from a model with new weights to the table, in this process."""
+"""A run of a kind that writes texts, from a model with new weights to the table: in this process, and on two workers of Ray."""
 
 from itertools import product
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from raymeta.config import Run
 from raymeta.pipeline import run_all
 from raymeta.stages.evaluate import table
+from tests.end_to_end.conftest import workers
 from tests.small import as_jsonl
 
 PLACES = ("Bonn", "Rome", "Oslo", "Lima", "Cairo", "Quito")
@@ -57,3 +58,12 @@ def test_a_run_pretrains_meta_trains_and_scores_what_it_writes(here: dict[str, A
     for name in ("untrained", "unadapted"):
         assert here[ADAPTED]["query_loss"]["mean"] < here[name]["query_loss"]["mean"]
         assert here[ADAPTED]["intent_accuracy"]["mean"] > here[name]["intent_accuracy"]["mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_same_run_on_two_workers_comes_to_the_same(here: dict[str, Any], tmp_path: Path) -> None:
+    there = run_all(Run.of({**settings(tmp_path), "cluster": workers(2)}))
+    for name in ROWS_OF_THE_TABLE:
+        for metric, found in here[name].items():
+            assert there[name][metric]["mean"] == pytest.approx(found["mean"], rel=1e-2, abs=1e-2), (name, metric)

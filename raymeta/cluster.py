@@ -181,6 +181,8 @@ def connect(profile: Profile, storage: Path | None = None) -> None:
         try:
             if profile.address is None and "RAY_ADDRESS" not in os.environ:
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody drains this machine
+                # Ray keeps a record of each call, and looks after workers by several a second: 5 MiB a minute
+                os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")
                 cpus = max(os.cpu_count() or 1, int(-(-need // 1)))
                 port = _free_port()
                 # Ray Train's helpers ask the dashboard; told which, they find it beside other clusters on this host

@@ -14,6 +14,7 @@ from raymeta.algorithms.protonet import Protonet
 from raymeta.algorithms.reptile import Reptile
 from raymeta.config import Run
 from raymeta.episodes import Episode, Examples
+from raymeta.model import Backbone
 from raymeta.outer import Outer, OuterLoop
 from raymeta.stages.metatrain import _learned
 from raymeta.workers import Workers
@@ -34,6 +35,23 @@ def test_several_tasks_at_once_give_the_sum_of_what_each_gives(bert, kind, adapt
     each = [meta_gradient(algorithm, network, [e], params) for e in episodes]
     wanted = {n: sum(g[n] for g in each) for n in params}
     assert relative(meta_gradient(algorithm, network, episodes, params), wanted) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("settings", "shots", "expected"),
+    [
+        ({"inner_steps": 1}, 1, 4),
+        ({"inner_steps": 1}, 30, 1),  # enough tokens of its own
+        ({"inner_steps": 3}, 1, 2),  # weights of three steps are kept for each task
+        ({"inner_steps": 7}, 1, 1),
+        ({"inner_steps": 7, "order": 1}, 1, 4),
+        ({"inner_steps": 1, "tasks_at_once": 3}, 30, 3),
+    ],
+    ids=str,
+)
+def test_short_tasks_of_a_model_that_is_not_tiny_are_computed_together(tmp_path, settings, shots, expected):
+    network = Backbone(name=save_model("bert", tmp_path, layers=1, hidden=160)).load(WAYS)
+    assert Maml(**settings).at_once(network, [kindred(0, shots), kindred(1, shots)]) == expected
 
 
 def kindred(number: int, shots: int = 2) -> Episode:

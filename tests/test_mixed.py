@@ -205,7 +205,7 @@ def test_mixed_episodes_survive_their_way_through_arrow_in_tables_of_one_form(mi
 
 def test_episodes_computed_together_are_of_one_part_and_all_are_computed(mixture):
     episodes = next(steps(mixture, 2, 3, tasks_per_step=16))
-    chunks = list(_together(episodes, 3))
+    chunks = list(_together(episodes, lambda mine: 3))
     assert all(len({e.part for e in chunk}) == 1 and len(chunk) <= 3 for chunk in chunks)
     assert sorted(e.number for chunk in chunks for e in chunk) == list(range(32, 48))
     for part in (0, 1):

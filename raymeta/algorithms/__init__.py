@@ -29,8 +29,8 @@ class Algorithm(Component, family="raymeta.algorithms", noun="algorithm", usual=
         """What `raymeta check` should say of the algorithm on this model, measured on a sample episode."""
         return []
 
-    def at_once(self, network: Network) -> int:
-        """How many tasks a worker computes together."""
+    def at_once(self, network: Network, episodes: Sequence[Episode]) -> int:
+        """How many of these tasks a worker computes together."""
         return 1
 
     def bound(

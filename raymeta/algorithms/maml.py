@@ -23,6 +23,9 @@ from raymeta.model import Network
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 _TASKS_AT_ONCE = 8
+_FEW, _TOKENS, _COPIES = 4, 256, 6
+"""On a CPU: tasks at once at most, their support tokens, and how many weights of their own they keep for a layer. Products of so
+few tokens are the faster the more there are, and the first step's are shared; larger ones gain nothing."""
 
 
 class Maml(Algorithm):
@@ -54,7 +57,8 @@ class Maml(Algorithm):
     """Whether adapted linear layers have weights of their own for each task, or the dual form; `auto`: for each layer, the
     one with fewer operations for these texts."""
     tasks_at_once: int | Literal["auto"] = "auto"
-    """Tasks that a worker computes together; `auto`: several where kernels are small (a GPU, a tiny model), else one."""
+    """Tasks that a worker computes together; `auto`: several where kernels are small (a GPU, a tiny model, short texts and few
+    inner steps), else one."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Maml":
@@ -95,13 +99,19 @@ class Maml(Algorithm):
 
     # how it is computed
 
-    def at_once(self, network: Network) -> int:
+    def at_once(self, network: Network, episodes: Sequence[Episode]) -> int:
         if not network.batches:
             return 1
         if self.tasks_at_once != "auto":
             return self.tasks_at_once
         some = network.base[network.embedding]
-        return _TASKS_AT_ONCE if some.is_cuda or some.shape[-1] <= 128 else 1
+        if some.is_cuda or some.shape[-1] <= 128:
+            return _TASKS_AT_ONCE
+        if network.backbone.precision != "float32" or not episodes:
+            return 1
+        tokens = sum(network.tokens(e.support) for e in episodes) // len(episodes)
+        kept = self.inner_steps if self.order == 2 else 1
+        return max(1, min(_FEW, _COPIES // max(1, kept), _TOKENS // max(1, tokens)))
 
     def check(self, network: Network) -> None:
         if isinstance(self.tasks_at_once, int) and self.tasks_at_once > 1 and not network.batches:

@@ -147,7 +147,6 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
             print(f"the workers changed; {workers.count} go on from step {start.step}")
     track = Track(folder / "metrics.jsonl", outer.step) if workers.first else None
     stream = steps(source, outer.step, until, run.outer.tasks_per_step, workers.rank, workers.count, workers.on_ray)
-    at_once = run.algorithm.at_once(network)
 
     def snapshot() -> Callable[[], Checkpoint]:
         state = {"best": best, "metric": run.metric}
@@ -160,7 +159,7 @@ def _train(payload: dict[str, Any], workers: Workers) -> None:
         for episodes in stream:
             waited = time.perf_counter() - began
             not_counted: list[int] = []
-            for together in _together(episodes, at_once):
+            for together in _together(episodes, lambda mine: run.algorithm.at_once(network, mine)):
                 not_counted += _learned(run, network, outer, params, together, workers)
             workers.sum(outer.sums)
             took = outer.update()
@@ -192,12 +191,13 @@ def _query_metrics(run: Run, took: OuterStep) -> dict[str, float]:
     }
 
 
-def _together(episodes: list[Episode], at_once: int) -> Iterator[list[Episode]]:
-    """The episodes in runs of at most `at_once`, each of one part: those of the first part first, in their order."""
+def _together(episodes: list[Episode], at_once: Callable[[list[Episode]], int]) -> Iterator[list[Episode]]:
+    """The episodes in runs of at most `at_once` of a part's, each of one part: those of the first part first, in their order."""
     for _, of_part in groupby(sorted(episodes, key=lambda e: e.part), key=lambda e: e.part):
         mine = list(of_part)
-        for at in range(0, len(mine), at_once):
-            yield mine[at : at + at_once]
+        size = at_once(mine)
+        for at in range(0, len(mine), size):
+            yield mine[at : at + size]
 
 
 def _learned(

@@ -124,7 +124,7 @@ class Bench:
 def _ours(algorithm: Maml, network: Network, tasks: Any, params: Params, episodes: list[Episode]) -> Params:
     total = {n: torch.zeros_like(p) for n, p in params.items()}  # as the outer loop has them
     reached: set[str] = set()
-    at_once = algorithm.at_once(network)
+    at_once = algorithm.at_once(network, episodes)
     for at in range(0, len(episodes), at_once):
         found = algorithm.meta_step(algorithm.bound(network, tasks, episodes[at : at + at_once]), params, 1)
         reached |= found.grads.keys()

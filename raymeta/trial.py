@@ -24,7 +24,8 @@ from raymeta.objective import Objective, Reading, cost
 from raymeta.pipeline import run_to
 
 _LOOK_S = 0.2
-_END_S = 10
+_END_S, _RESET_S = 10.0, 300.0
+"""How long a stage's thread may take to end: when its process goes, and when another trial waits for it."""
 _MEMORY = 64 * 2**20  # Ray Tune wants something to be asked for
 
 
@@ -40,15 +41,14 @@ class Walk(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """config: {"run": settings, "objective": its text, "log": a file for what the run says, "until": a step of the
         objective's stage at which the trial pauses, or None, "told": the step up to which it has told}."""
-        self._environment = Run.of(config["run"]).cluster.environment
-        os.environ.update(self._environment)
+        os.environ.update(Run.of(config["run"]).cluster.environment)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Goes on with another trial, which saves it a process; False where that needs one of its own."""
-        self.cleanup()
-        if self._thread.is_alive() or Run.of(new_config["run"]).cluster.environment != self._environment:
-            return False
+        """Goes on with another trial, which saves it a process. Ray Tune would lose a trial that is answered with False."""
+        self.cleanup(_RESET_S)
+        if self._thread.is_alive():
+            raise RuntimeError(f"the trial before is still at work {_RESET_S} s after it was stopped")
         self._begin(new_config)
         return True
 
@@ -83,12 +83,12 @@ class Walk(tune.Trainable):  # type: ignore[misc]
                 return self._row(news[0])
             time.sleep(_LOOK_S)
 
-    def cleanup(self) -> None:
+    def cleanup(self, within_s: float = _END_S) -> None:
         """Ends the stage's thread, if it computes here: a process that goes while torch runs aborts."""
         if self._thread.is_alive() and self._run.cluster.in_process:
             thread = ctypes.c_ulong(self._thread.ident or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(KeyboardInterrupt))
-            self._thread.join(_END_S)
+            self._thread.join(within_s)
 
     def _readings(self) -> list[Reading]:
         return self._objective.readings(self._run) if self._objective.along_the_way else []

@@ -16,7 +16,7 @@ from raymeta.searchers import Searcher
 from raymeta.space import shown
 from raymeta.sweep import Sweep
 from raymeta.sweep_record import ENDED, Record, Trial, table
-from raymeta.trial import Walk, log_file
+from raymeta.trial import Walk, by_itself, log_file
 
 _REDUCTION = 3
 _HOPELESS = 3
@@ -57,7 +57,7 @@ def walked(
             scheduler=scheduler or FIFOScheduler(),
             num_samples=count,
             max_concurrent_trials=at_once,
-            reuse_actors=True,
+            reuse_actors=_reusable(sweep),
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -76,6 +76,12 @@ def walked(
         raise UserError(
             f"the first {_HOPELESS} runs failed, and none came to anything; the last said: {watch.hopeless}"
         )
+
+
+def _reusable(sweep: Sweep) -> bool:
+    """Whether a trial's process can go on with the next trial: all have one environment, and compute in their own process."""
+    profiles = list(sweep.profiles(sweep.space.of(sweep.run, sweep.space_name)))
+    return all(by_itself(p) and p.environment == profiles[0].environment for p in profiles)
 
 
 def _name(trial: Any) -> str:
@@ -202,6 +208,12 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()
         self._fail(trial.config["trial"], str(error).strip().splitlines()[-1] if str(error).strip() else repr(error))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        known = self._record.trials()
+        for trial in trials:  # Ray Tune gives up some without a word
+            if trial.status == "ERROR" and known[trial.config["trial"]].state == "running":
+                self.on_trial_error(0, trials, trial)
 
     def _fail(self, number: int, message: str) -> None:
         self._record.add("failed", trial=number, message=message)

@@ -31,7 +31,9 @@ class Measuring:
         self._asked = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         self._done, self._what, self._told, self._before = 0, "", time.monotonic(), 0
         kept = (
-            [row for row in rows(path) if row.get("asked") == self._asked and "found" in row] if workers.first else []
+            [row for row in rows(path) if row.get("asked") == self._asked and isinstance(row.get("found"), list)]
+            if workers.first
+            else []
         )
         self._known = workers.gathered({tuple(row["key"]): row for row in kept})[0]
         if workers.first:

@@ -1,9 +1,6 @@
 """Sweeps on Ray Tune: every trial a run of its own, gone on with after any end, the best one as a run."""
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,9 @@ from raymeta.errors import UserError
 from raymeta.objective import Objective
 from raymeta.stages.metatrain import metatrain
 from raymeta.sweep import Sweep
-from raymeta.sweep_record import Record, Trial, by_cluster
+from raymeta.sweep_record import Trial, by_cluster
 from raymeta.tune import tune
-from tests.end_to_end.commands import ended, start, written
+from tests.end_to_end.commands import written
 from tests.end_to_end.conftest import INTERRUPTED, workers
 
 SPACE = {
@@ -85,50 +82,6 @@ def test_a_sweep_with_asha_stops_some_runs_and_its_best_run_reproduces_the_metri
     assert {t.state for t in other} == {"finished"}
     assert all((Path(f) / "metrics.jsonl").stat().st_mtime_ns == stamp for f, stamp in stamps.items())
     assert [t.value for t in other if t.number == first.number] == [first.value]
-
-
-def test_a_sweep_killed_in_the_middle_goes_on_and_ends_with_every_trial(
-    intents: dict[str, Any], tmp_path: Path, ray_folder: Path
-) -> None:
-    import yaml
-
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE), encoding="utf-8")
-    slower = {**intents, "outer": {**intents["outer"], "steps": 60}}
-    command = (
-        "tune", written(slower, tmp_path / "swept.yaml"), "--space", str(tmp_path / "space.yaml"),
-        "--trials", "4", "--scheduler", "asha", "--max-concurrent", "2",
-    )  # fmt: skip
-    environment = {"RAY_TMPDIR": str(ray_folder)}
-    process = start(*command, environment=environment)
-    before = killed_when_a_trial_is_under_way(process, Path(slower["storage"]))
-
-    status, said = ended(start(*command, "--resume", environment=environment))
-    assert status == 0, said
-    folder = next((Path(slower["storage"]) / "sweeps").iterdir())
-    trials = list(Record(folder / "trials.jsonl").trials().values())
-    assert_distinct(sorted(trials, key=lambda t: t.number), 4)
-    events = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    for trial in before.values():
-        again = [e for e in events if e["event"] == "starts" and e["trial"] == trial.number]
-        assert len(again) == (2 if trial.state == "running" else 1)
-    under_way = [t for t in before.values() if t.state == "running" and t.step]
-    logs = "".join((folder / "logs" / f"trial-{t.number:03d}.txt").read_text() for t in under_way)
-    assert "going on from step" in logs
-    assert_reproduces(folder / "best.yaml", trials, tmp_path / "anew")
-
-
-def killed_when_a_trial_is_under_way(process: Any, storage: Path) -> dict[int, Trial]:
-    """Ends the sweep's process, and its cluster with it, between two validations of a trial; gives the trials by then."""
-    stop = time.monotonic() + 300
-    while True:
-        assert process.poll() is None, ended(process)[1]
-        assert time.monotonic() < stop
-        for file in storage.glob("sweeps/*/trials.jsonl"):
-            if any(t.state == "running" and 5 <= t.step < 40 for t in Record(file).trials().values()):
-                os.kill(process.pid, signal.SIGKILL)
-                ended(process)
-                return Record(file).trials()
-        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("ray_cluster")

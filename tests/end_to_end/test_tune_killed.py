@@ -1,5 +1,6 @@
 """A sweep of twelve runs whose driver, or whose whole Ray cluster, is killed in the middle goes on and ends with all twelve."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from tests.end_to_end.test_tune import SPACE, assert_distinct, assert_reproduces
 pytestmark = pytest.mark.slow
 
 TRIALS = 12
+SAVED = 6
+"""A step that is validated, and after the first that is saved (5)."""
 
 
 @pytest.mark.parametrize(("victim", "scheduler"), [("driver", "asha"), ("cluster", "none")])
@@ -56,9 +59,15 @@ def test_a_sweep_of_twelve_killed_in_the_middle_ends_with_twelve(
     if scheduler == "none":
         assert {t.state for t in trials} == {"finished"}
     after = {t.number: t for t in trials}
+    events = [json.loads(line) for line in (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
     for trial in before.values():
+        starts = sum(e["event"] == "starts" and e["trial"] == trial.number for e in events)
+        assert starts == (1 if trial.state in ENDED else 2)
         if trial.state in ENDED:  # it is not done again
             assert (after[trial.number].value, after[trial.number].worker_s) == (trial.value, trial.worker_s)
+    under_way = [t for t in before.values() if t.state == "running" and t.step >= SAVED]
+    logs = [(folder / "logs" / f"trial-{t.number:03d}.txt").read_text(encoding="utf-8") for t in under_way]
+    assert any("going on from step" in log for log in logs)
     assert_reproduces(folder / "best.yaml", trials, tmp_path / "anew")
 
 
@@ -71,6 +80,6 @@ def in_the_middle(process: subprocess.Popen[str], storage: Path) -> dict[int, Tr
         for file in storage.glob("sweeps/*/trials.jsonl"):
             trials = Record(file).trials()
             done = sum(t.state in ENDED for t in trials.values())
-            if 3 <= done < TRIALS - 3 and any(t.state == "running" and t.step for t in trials.values()):
+            if 3 <= done < TRIALS - 3 and any(t.state == "running" and t.step >= SAVED for t in trials.values()):
                 return trials
         time.sleep(0.05)

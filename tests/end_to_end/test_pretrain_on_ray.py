@@ -65,7 +65,7 @@ def test_text_and_rows_are_the_same_through_ray_data(tmp_path: Path) -> None:
 def test_a_killed_pretraining_on_two_workers_started_again_ends_where_an_unbroken_one_does(
     tmp_path: Path, ray_folder: Path
 ) -> None:
-    section = {"steps": 400, "save_every": 20, "validation_every": 0, "dropout": 0.1}
+    section = {"steps": 160, "save_every": 20, "validation_every": 0, "dropout": 0.1}
     environment = {"RAY_TMPDIR": str(ray_folder)}
     results = []
     for name in ("broken", "whole"):

@@ -1,6 +1,9 @@
 """Population-based training on Ray Tune: members take over from better ones, and a killed sweep comes to the same."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from raymeta.sweep_record import Record, Trial
 from raymeta.track import rows
 from raymeta.tune import tune
 from tests.end_to_end.commands import ended, start, written
-from tests.end_to_end.test_tune import killed_when_a_trial_is_under_way
 
 SPACE = {"settings": {"algorithm.inner_lr": {"loguniform": [1e-3, 0.3]}, "outer.lr": {"loguniform": [1e-5, 1e-2]}}}
 
@@ -102,3 +104,17 @@ def test_a_population_that_is_killed_comes_to_what_it_would_have(
     killed, unbroken = (came_to(next((tmp_path / s / "sweeps").iterdir())) for s in ("killed", "unbroken"))
     assert {t.state for t in unbroken} == {"finished"}
     assert essence(killed) == essence(unbroken)
+
+
+def killed_when_a_trial_is_under_way(process: Any, storage: Path) -> None:
+    """Ends the sweep's process, and its cluster with it, between two validations of a trial."""
+    stop = time.monotonic() + 300
+    while True:
+        assert process.poll() is None, ended(process)[1]
+        assert time.monotonic() < stop
+        for file in storage.glob("sweeps/*/trials.jsonl"):
+            if any(t.state == "running" and 5 <= t.step < 40 for t in Record(file).trials().values()):
+                os.kill(process.pid, signal.SIGKILL)
+                ended(process)
+                return
+        time.sleep(0.05)

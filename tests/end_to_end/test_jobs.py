@@ -267,7 +267,7 @@ def test_every_command_of_the_readmes_page_on_jobs_does_what_it_says(
         assert done.returncode == (143 if "--follow" in words else 0), (words, log)
         assert "Traceback" not in log
         said[" ".join(words[2:])] = log
-    others = ("--verb tune", "--detach", "--no-wait", "late", "jobs")
+    others = ("--verb tune", "--detach", "--no-wait", "stop late", "raymeta jobs")
     logs = [log for words, log in said.items() if not any(other in words for other in others)]
     assert len(logs) == 2  # by raymeta submit, and by ray job submit
     for log in logs:

@@ -64,12 +64,16 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def left_behind(mark: str, within_s: float = 60) -> list[int]:
-    """The ids of marked processes that are still there when they have had time to end."""
+def left_behind(mark: str, within_s: float = 60) -> list[str]:
+    """The command lines of marked processes that are still there when they have had time to end."""
     stop = time.monotonic() + within_s
     while (found := marked(mark)) and time.monotonic() < stop:
         time.sleep(0.2)
-    return found
+    lines = []
+    for pid in found:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_text(errors='replace')}".replace("\0", " "))
+    return lines
 
 
 def end(process: subprocess.Popen[str], mark: str, timeout_s: float = 60) -> None:

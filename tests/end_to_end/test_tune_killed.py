@@ -50,7 +50,7 @@ def test_a_sweep_of_twelve_killed_in_the_middle_ends_with_twelve(
             os.kill(pid, signal.SIGKILL)
     assert ended(process)[0] != 0
     before = record.trials()
-    assert left_behind(mark) == []
+    assert left_behind(mark, 180) == []  # Ray's agents wait a minute for their cluster
 
     status, said = ended(start(*command, "--resume", environment=environment))
     assert status == 0, said
@@ -67,8 +67,9 @@ def test_a_sweep_of_twelve_killed_in_the_middle_ends_with_twelve(
         if trial.state in ENDED:  # it is not done again
             assert (after[trial.number].value, after[trial.number].worker_s) == (trial.value, trial.worker_s)
     under_way = [t for t in before.values() if t.state == "running" and t.step >= SAVED]
-    logs = [(folder / "logs" / f"trial-{t.number:03d}.txt").read_text(encoding="utf-8") for t in under_way]
-    assert not logs or any("going on from step" in log for log in logs)
+    for trial in under_way:  # it is not walked anew
+        log = (folder / "logs" / f"trial-{trial.number:03d}.txt").read_text(encoding="utf-8")
+        assert log.count("step 1/12 ") == 1
     assert_reproduces(folder / "best.yaml", trials, tmp_path / "anew")
 
 

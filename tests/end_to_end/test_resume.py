@@ -24,7 +24,11 @@ def held_run(settings: dict[str, Any], name: str, sign: Path, cluster: Any, how:
     return {**settings, "name": name, "algorithm": algorithm, "cluster": cluster}
 
 
-@pytest.mark.parametrize(("cluster", "unbroken"), [("local-debug", "alone"), (workers(2), "on_two")], ids=PLACES)
+@pytest.mark.parametrize(
+    ("cluster", "unbroken"),
+    [("local-debug", "alone"), pytest.param(workers(2), "on_two", marks=pytest.mark.slow)],
+    ids=PLACES,
+)
 def test_a_killed_run_started_again_ends_where_an_unbroken_one_does(
     cluster: Any,
     unbroken: str,

@@ -1,7 +1,8 @@
 """What a loaded model can do: each way of computing compared with its plain forward, on a few random tokens."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ _LENGTHS, _TARGETS = (5, 3, 4), (3, 5, 4)
 def try_out(network: "Network") -> None:
     """Finds what the model can do, and sets it: causal, output, swapped, packs, batches, sdpa, cut and lower.
 
-    Raises UserError where it must write texts and cannot.
+    All in full precision, whose rounding hides no fault. Raises UserError where it must write texts and cannot.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _in_full_precision(network):
         examples = _examples(network, 0)
         read = network.read(examples)
         plain = _states(network, read)
@@ -45,6 +46,16 @@ def try_out(network: "Network") -> None:
         network.batches = network.swapped and network.packs and _together(network, read, plain)
         network.sdpa = network.sdpa and same(lambda: _states(network, read, twice=False))
         _try_cut(network, lambda: same(lambda: _from_the_middle(network, read)))
+
+
+@contextmanager
+def _in_full_precision(network: "Network") -> Iterator[None]:
+    backbone = network.backbone
+    network.backbone = backbone.model_copy(update={"precision": "float32"})
+    try:
+        yield
+    finally:
+        network.backbone = backbone
 
 
 def _examples(network: "Network", seed: int) -> Examples:

@@ -202,6 +202,17 @@ def test_bfloat16_is_differentiated_twice_and_comes_within_five_percent(folders,
     assert 0 < relative(found, wanted) < 0.05
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_can_do_does_not_depend_on_the_precision(folders, family):
+    exact, rough = (
+        Backbone.model_validate({"name": folders[family], "head": "learned", "precision": p}).load(WAYS)
+        for p in ("float32", "bf16")
+    )
+    can = ("causal", "swapped", "packs", "batches", "sdpa", "cut", "lower")
+    assert {n: getattr(rough, n) for n in can} == {n: getattr(exact, n) for n in can}
+    assert rough.backbone.precision == "bf16"
+
+
 def test_checkpoints_of_a_run_in_bfloat16_are_float32(tmp_path, tiny_tokenizer_folder):
     run = of_quickstart(tmp_path, tiny_tokenizer_folder, precision="bf16", adapt={"last": 1})
     run_all(run)

@@ -9,7 +9,10 @@ adds itself to a `Tape`'s sum in place. What is computed is the same.
 Shapes: inputs [task, token, in], outputs [task, token, out], a weight [task, out, in], or [1, out, in] where tasks share it.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,11 +64,14 @@ class Layer:
 def summed(known: Tensor | None, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
     """known + alpha * left^T right, in place; left [task, token, a], right [task, token, b]."""
     if known is None:
-        found = left.mT @ right if len(left) > 1 else (left[0].T @ right[0]).unsqueeze(0)
+        found = _each(left.mT, right)
         return found if alpha == 1.0 else found.mul_(alpha)
     if left.dtype != known.dtype:
         return known.add_((left.mT @ right).to(known.dtype), alpha=alpha)
-    if len(left) == 1:
+    if _suits_onednn(left[0].T, right[0], beside=True):
+        for task, total in enumerate(known):
+            total.add_(_by_onednn(left[task].T, right[task]), alpha=alpha)
+    elif len(left) == 1:
         known[0].addmm_(left[0].T, right[0], alpha=alpha)
     else:
         known.baddbmm_(left.mT, right, alpha=alpha)
@@ -78,6 +84,14 @@ def lowered(
     """kept * weight - factor * pull^T inputs: a task's weight after an inner step; pull: gradients at the layer's outputs."""
     left, right = (inputs, pull) if transposed else (pull, inputs)
     left, right = left.to(weight.dtype), right.to(weight.dtype)
+    if _suits_onednn(left[0].T, right[0], beside=True):
+        right = right * -factor
+        if len(left) == 1:
+            return _by_onednn(left[0].T, right[0]).add_(weight[0], alpha=kept).unsqueeze(0)
+        found = weight.new_empty(len(left), *weight.shape[1:])
+        for task, old in enumerate(weight.expand_as(found)):
+            torch.add(_by_onednn(left[task].T, right[task]), old, alpha=kept, out=found[task])
+        return found
     if len(left) == 1:
         return torch.addmm(weight[0], left[0].T, right[0], beta=kept, alpha=-factor).unsqueeze(0)
     return torch.baddbmm(weight, left.mT, right, beta=kept, alpha=-factor)
@@ -86,31 +100,76 @@ def lowered(
 def times(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """[task, token, a] by [task or 1, a, b] -> [task, token, b], plus bias [task or 1, b]. It has no gradient."""
     if len(matrix) > 1:
+        if _suits_onednn(x[0], matrix[0], beside=True):
+            return _each(x, matrix, bias)
         return x @ matrix if bias is None else torch.baddbmm(bias.unsqueeze(1), x, matrix)
     rows, matrix = x.reshape(-1, x.shape[-1]), matrix[0]
     one = bias[0] if bias is not None and len(bias) == 1 else None
-    if _ONEDNN is not None and _suits_onednn(rows, matrix):
-        found: Tensor = _ONEDNN(rows, matrix.T, one, "none", [], "")
+    if _suits_onednn(rows, matrix):
+        found = _by_onednn(rows, matrix, one)
     else:
         found = rows @ matrix if one is None else torch.addmm(one, rows, matrix)
     found = found.view(*x.shape[:-1], matrix.shape[-1])
     return found if bias is None or one is not None else found.add_(bias.unsqueeze(1))
 
 
+def _each(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[task, a, n] by [task, n, b], plus bias [task or 1, b]: task by task where oneDNN has a lead."""
+    if _suits_onednn(left[0], right[0], beside=True):
+        biases = [None] * len(left) if bias is None else bias.expand(len(left), -1).unbind()
+        found = [_by_onednn(*each) for each in zip(left, right, biases, strict=True)]
+        return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
+    if bias is not None:
+        return torch.baddbmm(bias.unsqueeze(1), left, right)
+    return left @ right if len(left) > 1 else (left[0] @ right[0]).unsqueeze(0)
+
+
+# which library multiplies
+
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch._C._has_mkldnn else None
 """oneDNN's product, by which torch.compile computes linear layers on a CPU; None where this torch has none. It does not pack a
 matrix anew for each call, which the BLAS does and which weighs where tokens are few."""
 
-_ONEDNN_FROM = 8_000_000
-"""Multiply-adds from which it is the faster (float32, one Zen 4 core)."""
+_FROM, _FROM_AHEAD = 8_000_000, 1_000_000
+"""Multiply-adds from which oneDNN is the faster in float32: as a rule (one Zen 4 core), and where it has a lead."""
+
+_LEAD = 1.25
 
 
-def _suits_onednn(rows: Tensor, matrix: Tensor) -> bool:
-    return (
-        rows.dtype == matrix.dtype == torch.float32
-        and rows.device.type == "cpu"
-        and len(rows) * matrix.numel() >= _ONEDNN_FROM
-    )
+@lru_cache
+def onednn_leads() -> bool:
+    """Whether oneDNN is the faster by far here, as where the BLAS leaves half of each register unused: MKL on a Zen 5.
+
+    Measured once a process, in some 20 ms; the ratio is 1.0 to 1.2 or about 2, so that chance does not decide.
+    """
+    if _ONEDNN is None:
+        return False
+    x, weight = torch.ones(64, 384), torch.ones(1536, 384)
+
+    def fastest(work: Callable[[], Tensor]) -> float:
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return fastest(lambda: x @ weight.T) > _LEAD * fastest(lambda: _by_onednn(x, weight.T))
+
+
+def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[a, n] by [n, b], plus bias [b]."""
+    assert _ONEDNN is not None
+    found: Tensor = _ONEDNN(left, right.T, bias, "none", [], "")
+    return found
+
+
+def _suits_onednn(left: Tensor, right: Tensor, beside: bool = False) -> bool:
+    """Whether oneDNN should multiply these matrices. beside: it must do without what the BLAS has, batches and adding up."""
+    if _ONEDNN is None or left.device.type != "cpu" or not left.dtype == right.dtype == torch.float32:
+        return False
+    operations = len(left) * right.numel()
+    return operations >= _FROM_AHEAD and (onednn_leads() or (operations >= _FROM and not beside))
 
 
 def product(x: Tensor, bias: Tensor | None, anchor: Tensor, weight: Tensor, of: Layer, tape: Tape) -> Tensor:

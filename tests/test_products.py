@@ -1,35 +1,103 @@
-"""A layer's product is the same by whichever library computes it."""
+"""A layer's products are the same by whichever library computes them."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from raymeta import products
 
+LEADS = [False, True]
 
-@pytest.mark.parametrize("biases", [0, 1, 3])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("tokens", [9, 40])
-def test_onednn_gives_what_the_blas_gives(
-    biases: int, turned: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = torch.Generator().manual_seed(0)
-    weight = torch.randn(1, 256, 512, generator=random)
-    matrix = weight.mT if turned else weight
-    x = torch.randn(3, tokens, matrix.shape[1], generator=random)
-    bias = torch.randn(biases, matrix.shape[2], generator=random) if biases else None
-    wanted = x.double() @ matrix.double() + (0 if bias is None else bias.double().unsqueeze(1))
-    used = []
 
-    def noted(*given: object) -> torch.Tensor:
-        used.append(given)
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What oneDNN was asked."""
+    calls: list[object] = []
+    by_onednn = products._ONEDNN
+
+    def noted(*given: object) -> Tensor:
+        calls.append(given)
         return by_onednn(*given)
 
-    by_onednn = products._ONEDNN
     if by_onednn is not None:
         monkeypatch.setattr(products, "_ONEDNN", noted)
+    return calls
+
+
+def lead(monkeypatch: pytest.MonkeyPatch, leads: bool) -> bool:
+    """Lets oneDNN lead or not; whether it is there at all."""
+    monkeypatch.setattr(products, "onednn_leads", lambda: leads)
+    return products._ONEDNN is not None
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("biases", [0, 1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("tokens", [1, 9, 40])
+def test_times_a_shared_matrix(
+    leads: bool, biases: int, turned: bool, tokens: int, used: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = lead(monkeypatch, leads)
+    weight = drawn(1, 256, 512)
+    matrix = weight.mT if turned else weight
+    x = drawn(3, tokens, matrix.shape[1], seed=1)
+    bias = drawn(biases, matrix.shape[2], seed=2) if biases else None
+    wanted = x.double() @ matrix.double() + (0 if bias is None else bias.double().unsqueeze(1))
     found = products.times(x, matrix, bias)
     assert torch.allclose(found.double(), wanted, atol=1e-4)
-    assert bool(used) == (by_onednn is not None and 3 * tokens * 256 * 512 >= products._ONEDNN_FROM)
+    enough = 3 * tokens * 256 * 512 >= (products._FROM_AHEAD if leads else products._FROM)
+    assert bool(used) == (there and enough)
     monkeypatch.setattr(products, "_ONEDNN", None)
     assert torch.allclose(products.times(x, matrix, bias), found, atol=1e-4)
     assert products.times(x.double(), matrix.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("biases", [0, 1, 3])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_times_a_matrix_of_each_task(
+    leads: bool, biases: int, tokens: int, used: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = lead(monkeypatch, leads)
+    x, matrix = drawn(3, tokens, 256), drawn(3, 256, 512, seed=1)
+    bias = drawn(biases, 512, seed=2) if biases else None
+    wanted = x.double() @ matrix.double() + (0 if bias is None else bias.double().unsqueeze(1))
+    assert torch.allclose(products.times(x, matrix, bias).double(), wanted, atol=1e-4)
+    assert len(used) == (3 if there and leads and tokens == 40 else 0)
+
+
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_outer_products_add_up(
+    leads: bool, tasks: int, turned: bool, tokens: int, used: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = lead(monkeypatch, leads)
+    pull, inputs, weight = drawn(tasks, tokens, 512), drawn(tasks, tokens, 256, seed=1), drawn(tasks, 512, 256, seed=2)
+    if turned:
+        weight = weight.mT.contiguous()
+    left, right = (inputs, pull) if turned else (pull, inputs)
+    slope = left.double().mT @ right.double()
+    lowered = products.lowered(weight, inputs, pull, turned, kept=0.9, factor=0.3)
+    assert torch.allclose(lowered.double(), 0.9 * weight.double() - 0.3 * slope, atol=1e-4)
+    fresh = products.summed(None, left, right, alpha=0.5)
+    assert torch.allclose(fresh.double(), 0.5 * slope, atol=1e-4)
+    known = weight.clone()
+    total = products.summed(known, left, right, alpha=-0.5)
+    assert total is known
+    assert torch.allclose(total.double(), weight.double() - 0.5 * slope, atol=1e-4)
+    assert len(used) == (3 * tasks if there and leads and tokens == 40 else 0)
+
+
+def test_whether_onednn_leads_is_measured_once() -> None:
+    products.onednn_leads.cache_clear()
+    found = products.onednn_leads()
+    assert isinstance(found, bool)
+    assert products.onednn_leads() is found
+    assert products.onednn_leads.cache_info().hits == 1
+    assert found is False or products._ONEDNN is not None

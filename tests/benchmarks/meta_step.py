@@ -7,7 +7,8 @@ after round in rotated order, on one thread and under one allocator, and what co
 of the fastest peer, at the padding that suits it best, over the variant's (the median over the rounds). Peers adapt the whole
 model whatever the variant adapts; a first-order variant is compared with first-order peers. `limit` is the time that the
 method's matrix products would take at the speed measured beside it: 9k forward passes of the support texts and 3 of the
-query texts for exact second order, without padding.
+query texts for exact second order, without padding. That speed is `torch.matmul`'s, by which the peers compute; where
+raymeta has a faster product, the fraction of the limit may exceed 1, and `of peak` is the fraction of what the faster allows.
 """
 
 import argparse
@@ -22,9 +23,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from raymeta import products
 from raymeta.algorithms.maml import Maml
 from raymeta.config import Run
 from raymeta.episodes import Episode, Examples
@@ -196,6 +199,10 @@ def bench(given: argparse.Namespace) -> Bench:
 # measuring
 
 
+def _best_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return products.times(a.unsqueeze(0), b.unsqueeze(0))
+
+
 def compared(ours: dict[str, Callable[..., Params]], plain: peers.Model, of: Bench, width: int = 0) -> dict[str, float]:
     """Error of each variant's gradient against the plain loop that adapts the same parameters, on the first meta-batch."""
     episodes = of.batches[0][:2]
@@ -215,23 +222,28 @@ def compared(ours: dict[str, Callable[..., Params]], plain: peers.Model, of: Ben
 
 def timed(
     sides: dict[str, Callable[..., Params]], batches: list[list[Episode]]
-) -> tuple[dict[str, list[float]], list[float]]:
-    """CPU seconds of each side in each round, whose order is rotated; and the speed of matrix products in each."""
+) -> tuple[dict[str, list[float]], list[tuple[float, float]]]:
+    """CPU seconds of each side in each round, whose order is rotated; and the speeds of matrix products in each, FLOP/s: that
+    of torch, and that of raymeta where it is the higher."""
     names, speeds = list(sides), []
     seconds: dict[str, list[float]] = {n: [] for n in names}
     for r, episodes in enumerate(batches):
         turn = r * max(1, len(names) // len(batches)) % len(names)
-        speed = [product_flops(torch.float32)]
+        speed = [_speeds()]
         for name in names[turn:] + names[:turn]:
             seconds[name].append(cpu_seconds(partial(sides[name], episodes)))
-        speed.append(product_flops(torch.float32))
-        speeds.append(max(speed))
+        speed.append(_speeds())
+        speeds.append((max(s for s, _ in speed), max(max(both) for both in speed)))
         print(
             f"  round {r + 1}: " + "  ".join(f"{n} {s[-1]:.2f}" for n, s in seconds.items()),
             file=sys.stderr,
             flush=True,
         )
     return seconds, speeds
+
+
+def _speeds() -> tuple[float, float]:
+    return product_flops(torch.float32), product_flops(torch.float32, by=_best_product)
 
 
 def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -267,9 +279,10 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
                 if net.swapped and net.packs:
                     some = algorithm.model_copy(update={"tasks_at_once": n})
                     work = partial(_ours, some, net, of.tasks, net.params(), of.batches[0][:n])
-                    counts.setdefault(name, {})[n] = kernels(work)
+                    with patch.object(products, "_ONEDNN", None):  # as an accelerator would start them
+                        counts.setdefault(name, {})[n] = kernels(work)
     seconds: dict[str, list[float]] = {}
-    speeds: list[float] = []
+    speeds: list[tuple[float, float]] = []
     if given.time:
         for work in sides.values():
             work(of.batches[0][:1])
@@ -282,16 +295,18 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
             row |= _speed(name, order, seconds, theirs)
         if name in seconds and name in ours:
             net = ours[name].args[1]  # type: ignore[attr-defined]
-            rates = [
-                of.limit(VARIANTS[name], e, net) / s / peak
-                for e, s, peak in zip(of.batches, seconds[name], speeds, strict=True)
-            ]
-            row["fraction_of_limit"] = round(statistics.median(rates), 3)
+            for which, column in enumerate(("fraction_of_limit", "fraction_of_peak")):
+                rates = [
+                    of.limit(VARIANTS[name], e, net) / s / speed[which]
+                    for e, s, speed in zip(of.batches, seconds[name], speeds, strict=True)
+                ]
+                row[column] = round(statistics.median(rates), 3)
         if name in counts:
             row["kernels_by_tasks"] = counts[name]
         rows.append(row)
     if speeds:
-        print(f"sgemm {statistics.median(speeds) / 1e9:.0f} GFLOP/s", file=sys.stderr)
+        sgemm, peak = (statistics.median(s[which] for s in speeds) / 1e9 for which in (0, 1))
+        print(f"products in float32: torch.matmul {sgemm:.0f} GFLOP/s, raymeta's {peak:.0f}", file=sys.stderr)
     return rows
 
 
@@ -311,7 +326,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a reader."""
     columns = {
         "variant": 30, "cpu_s_per_step": 8, "ratio_to_best_peer": 8, "ratio_to_best_pad_64": 8, "peak_mib": 9,
-        "tasks_per_cpu_s": 8, "fraction_of_limit": 9, "error": 9, "kernels_by_tasks": 28,
+        "tasks_per_cpu_s": 8, "fraction_of_limit": 9, "fraction_of_peak": 8, "error": 9, "kernels_by_tasks": 28,
     }  # fmt: skip
     titles = (
         "variant",
@@ -321,6 +336,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "peak MiB",
         "tasks/s",
         "of limit",
+        "of peak",
         "error",
         "kernels, by tasks at once",
     )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from raymeta.products import Layer, Tape, product
+from raymeta.products import Layer, Tape, linear, product
 
 Params = dict[str, Tensor]
 History = dict[str, tuple[Tensor, Tensor]]
@@ -111,17 +111,13 @@ class TaskLinear(_Swapped):
                 bias = bias.squeeze(0)
             fused = one or not own_bias
         if one or not own_weight:
-            y = F.linear(x, matrix, bias if fused else None)
+            y = linear(x, matrix, bias if fused else None)
             if bias is not None and not fused:
                 y = (y.reshape(now.tasks, -1, y.shape[-1]) + bias.unsqueeze(1)).view(y.shape)
             return y
-        rows = x.reshape(now.tasks, -1, x.shape[-1])
-        y = (
-            rows @ matrix.mT
-            if bias is None
-            else torch.baddbmm(bias.unsqueeze(1) if not fused else bias, rows, matrix.mT)
-        )
-        return y.view(*x.shape[:-1], y.shape[-1])
+        if bias is not None and fused:
+            bias = bias.expand(now.tasks, -1)
+        return linear(x.reshape(now.tasks, -1, x.shape[-1]), matrix, bias).view(*x.shape[:-1], -1)
 
     def _noted(self, x: Tensor) -> Tensor:
         """The same by a product that the tape notes, less what earlier inner steps took away in dual form."""
@@ -141,6 +137,28 @@ class TaskLinear(_Swapped):
             now.repeated.add(self.name)
         now.seen[self.name] = rows
         return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class _QuickLinear(nn.Linear):
+    """nn.Linear by the faster library."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class _QuickConv1D(Conv1D):  # type: ignore[misc]
+    """GPT-2's layer by the faster library."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.T, self.bias)
+
+
+def quicken(model: nn.Module) -> None:
+    """Lets the linear layers of a model multiply by the faster library. Their names, parameters and results stay."""
+    kinds = {nn.Linear: _QuickLinear, Conv1D: _QuickConv1D}
+    for layer in model.modules():
+        if type(layer) in kinds:
+            layer.__class__ = kinds[type(layer)]
 
 
 class TaskNorm(_Swapped):

@@ -1,4 +1,4 @@
-"""A linear layer's product whose weight lies outside of autograd's graph, so that its gradient is summed in one place.
+"""The products of linear layers; above all one whose weight lies outside of autograd's graph, its gradient summed in one place.
 
 In an inner loop an adapted matrix is as large as all activations of a short text together, and what costs time beside the
 products is passing over it: autograd makes its gradient, scales it, and adds up three of them for each inner step. Here an
@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -105,12 +106,16 @@ def times(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         return x @ matrix if bias is None else torch.baddbmm(bias.unsqueeze(1), x, matrix)
     rows, matrix = x.reshape(-1, x.shape[-1]), matrix[0]
     one = bias[0] if bias is not None and len(bias) == 1 else None
-    if _suits_onednn(rows, matrix):
-        found = _by_onednn(rows, matrix, one)
-    else:
-        found = rows @ matrix if one is None else torch.addmm(one, rows, matrix)
+    found = multiplied(rows, matrix, one)
     found = found.view(*x.shape[:-1], matrix.shape[-1])
     return found if bias is None or one is not None else found.add_(bias.unsqueeze(1))
+
+
+def multiplied(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[a, n] by [n, b] -> [a, b], plus bias [b]. It has no gradient."""
+    if _suits_onednn(left, right):
+        return _by_onednn(left, right, bias)
+    return left @ right if bias is None else torch.addmm(bias, left, right)
 
 
 def _each(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -122,6 +127,41 @@ def _each(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         return torch.baddbmm(bias.unsqueeze(1), left, right)
     return left @ right if len(left) > 1 else (left[0] @ right[0]).unsqueeze(0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear, differentiable as often as it, by the faster library.
+
+    x [..., in], weight [out, in], bias [out]; or task by task: x [task, token, in], weight [task, out, in], bias [task, out].
+    """
+    batched = weight.dim() == 3
+    rows = x if batched else x.reshape(-1, x.shape[-1])
+    first, matrix = (rows[0], weight[0].T) if batched else (rows, weight.T)
+    if not torch.is_autocast_enabled(x.device.type) and _suits_onednn(first, matrix, beside=True):
+        found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+        return found.view(*x.shape[:-1], weight.shape[-2])
+    if not batched:
+        return F.linear(x, weight, bias)
+    return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b of matrices, or of a batch of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if x.dim() == 2:
+            return multiplied(x, weight.mT, bias)
+        return _each(x, weight.mT, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        of_x = _Linear.apply(grad, weight.mT, None) if wanted[0] else None  # type: ignore[no-untyped-call]
+        of_weight = _Linear.apply(grad.mT, x.mT, None) if wanted[1] else None  # type: ignore[no-untyped-call]
+        return of_x, of_weight, grad.sum(-2) if wanted[2] else None
 
 
 # which library multiplies

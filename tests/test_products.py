@@ -1,10 +1,16 @@
 """A layer's products are the same by whichever library computes them."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModel
 
 from raymeta import products
+from raymeta.layers import quicken
+from tests.tiny import save_model
 
 LEADS = [False, True]
 
@@ -101,3 +107,57 @@ def test_whether_onednn_leads_is_measured_once() -> None:
     assert products.onednn_leads() is found
     assert products.onednn_leads.cache_info().hits == 1
     assert found is False or products._ONEDNN is not None
+
+
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_linear_is_what_torch_gives(
+    leads: bool, biased: bool, batched: bool, used: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = lead(monkeypatch, leads)
+    tasks = (3,) if batched else ()
+    x, weight = drawn(3, 40, 256), drawn(*tasks, 512, 256, seed=1) / 16
+    given = [x, weight, *([drawn(*tasks, 512, seed=2)] if biased else [])]
+
+    def slopes(dtype: torch.dtype, of: object) -> list[Tensor]:
+        leaves = [g.to(dtype).requires_grad_() for g in given]
+        found = of(*leaves)  # type: ignore[operator]
+        first = torch.autograd.grad(found.sin().sum(), leaves, create_graph=True)
+        return [found, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x @ weight.mT + (0 if bias is None else bias.unsqueeze(1) if batched else bias)
+
+    for found, wanted in zip(slopes(torch.float32, products.linear), slopes(torch.float64, plain), strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    assert bool(used) == (there and leads)
+
+
+def test_linear_is_differentiable_twice() -> None:
+    for tasks in ((), (2,)):
+        given = [drawn(*tasks, 3, 4), drawn(*tasks, 5, 4, seed=1), drawn(*tasks, 5, seed=2)]
+        leaves = [g.double().requires_grad_() for g in given]
+        assert torch.autograd.gradcheck(products._Linear.apply, leaves)
+        assert torch.autograd.gradgradcheck(products._Linear.apply, leaves)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_a_quickened_model_is_the_same_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_FROM_AHEAD", 1)
+    lead(monkeypatch, True)
+    plain = AutoModel.from_pretrained(save_model(family, tmp_path))
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    given = {"input_ids": torch.arange(1, 9).view(2, 4)}
+    if family == "t5":
+        given["decoder_input_ids"] = given["input_ids"]
+    for model in (plain, quick):
+        model(**given).last_hidden_state.square().sum().backward()
+    most = max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
+    assert {type(m).__name__ for m in quick.modules()} & {"_QuickLinear", "_QuickConv1D"}
+    for (name, wanted), (other, found) in zip(plain.named_parameters(), quick.named_parameters(), strict=True):
+        assert name == other
+        assert (wanted.grad is None) == (found.grad is None)
+        if wanted.grad is not None:
+            assert torch.allclose(found.grad, wanted.grad, rtol=1e-3, atol=1e-5 * most), name

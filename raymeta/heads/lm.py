@@ -1,10 +1,10 @@
 """A language model's own output layer, which scores every token of its vocabulary."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raymeta.heads import Head
+from raymeta.products import linear
 
 
 class Lm(Head):
@@ -24,5 +24,5 @@ class Lm(Head):
     def logits(self, fast: dict[str, Tensor], features: Tensor) -> Tensor:
         weight, bias = fast["weight"], fast.get("bias")
         if len(weight) == 1:  # of all tasks
-            return F.linear(features, weight.squeeze(0), None if bias is None else bias.squeeze(0))
-        return features @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), features, weight.mT)
+            return linear(features, weight.squeeze(0), None if bias is None else bias.squeeze(0))
+        return linear(features, weight, bias)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
+from raymeta.layers import quicken
 from raymeta.pretraining.frames import Frame
 from raymeta.pretraining.rows import Row
 
@@ -34,6 +35,7 @@ class LanguageModel:
     """
 
     def __init__(self, module: nn.Module, frame: Frame, precision: str = "float32") -> None:
+        quicken(module)
         self.module, self.frame, self.precision = module, frame, precision
         self.decodes = bool(module.config.is_encoder_decoder)  # type: ignore[union-attr]
         self.causal = frame.objective == "clm"

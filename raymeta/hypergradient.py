@@ -133,7 +133,8 @@ def _of_query(
     found = _backward(inner, [losses.sum() * weight], None, leaves, local, grads)
     if start is not None:
         start.finish()
-    return _Back(_sum(back.inside, found), tape.finish()), losses, logits
+    # the values alone: what has been differentiated would hold the adapted weights for as long as its results live
+    return _Back(_sum(back.inside, found), tape.finish()), losses.detach(), logits.detach()
 
 
 def _before(

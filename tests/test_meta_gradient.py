@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from raymeta import hypergradient
 from raymeta.algorithms.maml import Maml
+from raymeta.inner import Fast, Inner
 from tests.tiny import (
     FAMILIES,
     TASKS,
@@ -236,3 +239,29 @@ def test_the_graph_of_a_step_is_freed_without_the_garbage_collector(folders: dic
             assert counts[0] == counts[1] == counts[2], way
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("way", ["unrolled", "recomputed", "finite_difference"])
+def test_the_last_adapted_weights_are_let_go_before_the_way_back(
+    folders: dict[str, str], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = double(folders["bert"])
+    last: list[StorageWeakRef] = []
+    alive: list[int] = []
+    through = hypergradient._through
+    query_logits = Inner.query_logits
+
+    def answered(inner: Inner, fast: Fast) -> Tensor:
+        last.extend(StorageWeakRef(fast.own[f"{layer}.weight"].untyped_storage()) for layer in fast.fused)
+        return query_logits(inner, fast)
+
+    def counted(*given: Any, **more: Any) -> Any:
+        alive.append(sum(not weight.expired() for weight in last))
+        return through(*given, **more)
+
+    monkeypatch.setattr(Inner, "query_logits", answered)
+    monkeypatch.setattr(hypergradient, "_through", counted)
+    maml = Maml(inner_lr=0.1, inner_steps=2, second_order=way, linear="materialised")
+    meta_gradient(maml, network, [episode()], network.params())
+    assert last
+    assert set(alive) == {0}

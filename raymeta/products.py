@@ -9,6 +9,7 @@ adds itself to a `Tape`'s sum in place. What is computed is the same.
 Shapes: inputs [task, token, in], outputs [task, token, out], a weight [task, out, in], or [1, out, in] where tasks share it.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -165,6 +166,11 @@ class _Linear(torch.autograd.Function):
 
 
 # which library multiplies
+
+for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
+"""oneDNN, and what torch keeps of it, compile a product for each shape and hold the last 1024, up to 2 MiB each; few-shot
+episodes are seldom equally long, so that those would fill up and serve no one. Read when oneDNN is first used."""
 
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch._C._has_mkldnn else None
 """oneDNN's product, by which torch.compile computes linear layers on a CPU; None where this torch has none. It does not pack a

@@ -1,6 +1,9 @@
 """A layer's products are the same by whichever library computes them."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,15 @@ def test_outer_products_add_up(
     assert total is known
     assert torch.allclose(total.double(), weight.double() - 0.5 * slope, atol=1e-4)
     assert len(used) == (3 * tasks if there and leads and tokens == 40 else 0)
+
+
+@pytest.mark.parametrize("own", [None, "200"])
+def test_onednn_holds_few_compiled_products_unless_one_says_how_many(own: str | None) -> None:
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {n: v for n, v in os.environ.items() if n not in names} | (dict.fromkeys(names, own) if own else {})
+    asked = f"import os, raymeta.products; print(*(os.environ[n] for n in {names}))"
+    said = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [own or "64"] * 2
 
 
 def test_whether_onednn_leads_is_measured_once() -> None:

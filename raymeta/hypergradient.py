@@ -303,10 +303,11 @@ def _setting(moving: str) -> str:
 
 @dataclass(frozen=True)
 class _Slope:
-    """The support loss's gradient: in what moves within the graph, in shared parameters, and in fused weights, each as
-    (output gradients, inputs), whose product it is."""
+    """The support loss's gradient: in what adapts within the graph, of which the inner step moves `moved` (with adapt: body
+    not the head), in shared parameters, and in fused weights, each as (output gradients, inputs), whose product it is."""
 
     moving: Params
+    moved: frozenset[str]
     shared: Params
     products: History
     matrices: Params
@@ -318,22 +319,47 @@ def _slope(inner: Inner, fast: Fast, shared: Params, keep: bool = False) -> tupl
     leaves = {n: p.detach().requires_grad_() for n, p in fast.moving().items()}
     fixed = {n: shared[n].detach().requires_grad_() if n in shared else p for n, p in fast.shared.items()}
     at = fast.moved(leaves, fixed)
-    names = list(shared)
-    with torch.enable_grad():
-        losses, seen, tape = inner.support(at)
-        wanted = [*leaves.values(), *(fixed[n] for n in names), inner.anchor]
-        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-    moving = {n: g for n, g in zip(leaves, found, strict=False) if g is not None}
-    if inner.network.backbone.adapt == "body":
-        moving = {n: g for n, g in moving.items() if not n.startswith("head.fast.")}
-    products = {n: (g, seen[n].detach().to(g.dtype)) for n, g in tape.outputs.items()}
-    of_shared = {n: g for n, g in zip(names, found[len(leaves) :], strict=False) if g is not None}
+    wanted = {**leaves, **{n: fixed[n] for n in shared}}
+    found, seen, outputs = (
+        _gradients(inner, at, wanted) if fast.features is None else _of_start(inner, fast, at, wanted, shared)
+    )
+    moving = {n: g for n, g in found.items() if n in leaves}
+    still = "head.fast." if inner.network.backbone.adapt == "body" else "-"
+    moved = frozenset(n for n in moving if not n.startswith(still))
+    products = {n: (g, seen[n].detach().to(g.dtype)) for n, g in outputs.items()}
     matrices = {
         f"{layer}.weight": summed(None, *_sides(fast, layer, rows, columns))
         for layer, (rows, columns) in products.items()
         if keep and rows.shape[1] >= _MANY and rows.dtype == fast.own[f"{layer}.weight"].dtype
     }
-    return at, _Slope(moving, of_shared, products, matrices)
+    return at, _Slope(moving, moved, {n: g for n, g in found.items() if n in shared}, products, matrices)
+
+
+def _gradients(inner: Inner, at: Fast, wanted: Params) -> tuple[Params, Params, Params]:
+    """The support loss's gradient in `wanted`; watched layers' inputs and the gradients at their outputs."""
+    with torch.enable_grad():
+        losses, seen, tape = inner.support(at)
+        found = torch.autograd.grad(losses.sum(), [*wanted.values(), inner.anchor], allow_unused=True)
+    return {n: g for n, g in zip(wanted, found, strict=False) if g is not None}, seen, tape.outputs
+
+
+def _of_start(inner: Inner, start: Fast, at: Fast, wanted: Params, shared: Params) -> tuple[Params, Params, Params]:
+    """The same at the start, whose features are known, by their graph, which is left for the way back."""
+    assert start.features is not None
+    assert start.tape is not None
+    features = start.features.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = inner.support_losses(replace(at, features=features))
+        direct = torch.autograd.grad(losses.sum(), [features, *wanted.values()], allow_unused=True)
+    found = {n: g for n, g in zip(wanted, direct[1:], strict=True) if g is not None}
+    if start.features.requires_grad:
+        below = {**start.small(), **shared}
+        through = torch.autograd.grad(
+            start.features, [*below.values(), inner.anchor], direct[0], retain_graph=True, allow_unused=True
+        )
+        found = _sum(found, {n: g for n, g in zip(below, through, strict=False) if g is not None})
+    outputs, start.tape.outputs = start.tape.outputs, {}
+    return found, start.seen, outputs
 
 
 def _sides(fast: Fast, layer: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,7 +377,7 @@ def _descended(fast: Fast, slope: _Slope, step: Step) -> Fast:
     with torch.no_grad():
         for name, old in fast.moving().items():
             moved[name] = old.detach()
-            if name in slope.moving:
+            if name in slope.moved:
                 grad = slope.moving[name] if not step.l2 else slope.moving[name] + 2 * step.l2 * old
                 moved[name] = descent(old, step.rates(_setting(name)), grad)
         own = dict(fast.own)
@@ -388,12 +414,12 @@ def _difference(
     grads: Params,
 ) -> None:
     """Carries `back`, in place, over the inner step that was taken at `before`, where the slope was `slope`."""
-    push = {n: step.rates(_setting(n)) * v for n, v in back.inside.items()}
+    push = {n: step.rates(_setting(n)) * v for n, v in back.inside.items() if n in slope.moved}
     rates = {n: _rate(step, f"{n}.weight") for n in back.sums}
     norm = _length([*push.values(), *(v for n, v in back.sums.items())], [1.0] * len(push) + list(rates.values()))
     if norm == 0.0:
         return
-    width = _EPSILON * length / norm
+    width = _EPSILON * (length or 1.0) / norm  # what adapts may be a head of zeros alone
     moving = {n: torch.add(p, push[n], alpha=width) if n in push else p for n, p in before.moving().items()}
     ahead = before.moved({n: p.detach() for n, p in moving.items()}, before.shared)
     own = {
@@ -407,7 +433,7 @@ def _difference(
     for name, grad in slope.moving.items():
         if name in back.inside:
             curve = torch.sub(grad, there.moving[name]).div_(width)
-            if step.l2:
+            if step.l2 and name in push:
                 curve -= 2 * step.l2 * push[name]
             back.inside[name] = back.inside[name] + curve
     for layer, total in back.sums.items():
@@ -442,7 +468,7 @@ def _rate_gradients(local: Params, back: _Back, slope: _Slope, before: Fast, ste
         terms = [
             step.rates(_setting(n)) * (back.inside[n] * (g + 2 * step.l2 * moving[n])).detach()
             for n, g in slope.moving.items()
-            if n in back.inside
+            if n in back.inside and n in slope.moved
         ]
         for layer, (rows, columns) in slope.products.items():
             if layer in back.sums:

@@ -148,6 +148,25 @@ def test_finite_differences_come_near_the_exact_gradient(
         assert relative(near, exact) < 0.1 * relative(first, exact)
 
 
+@pytest.mark.parametrize("trained", ["all", "adapted"])
+@pytest.mark.parametrize("adapt", ADAPTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_finite_differences_come_near_the_exact_gradient_of_every_head_and_of_what_does_not_adapt(
+    folders: dict[str, str], head: str, adapt: str, trained: str
+) -> None:
+    if (head, adapt) == ("zero", "body"):
+        pytest.skip("a head of zeros sends no gradient to the body, and is refused")
+    network = double(folders["bert"], adapt=ADAPTS[adapt], head=head, trained=trained)
+    params, episodes = network.params(), [episode(), episode(1)]
+    maml = Maml(inner_lr=0.1, inner_steps=2, learn="layer_and_step")
+    params = params | maml.init(network)
+    params = {n: p.double() for n, p in params.items()}
+    exact = meta_gradient(maml, network, episodes, params)
+    near = meta_gradient(maml.model_copy(update={"second_order": "finite_difference"}), network, episodes, params)
+    assert {n for n, g in near.items() if g.any()} == {n for n, g in exact.items() if g.any()}
+    assert relative(near, exact) < 2e-3
+
+
 def test_finite_differences_are_the_same_whether_gradients_are_kept_or_multiplied_out_twice(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,8 @@ def test_the_meta_gradient_is_that_of_a_plain_loop_over_the_library_s_model(fold
                 maml = Maml(inner_lr=0.3, inner_steps=steps, **settings)
                 found = meta_gradient(maml, network, episodes, params)
                 assert relative(found, wanted) < 1e-11, (steps, settings)
+            near = Maml(inner_lr=0.3, inner_steps=steps, second_order="finite_difference")
+            assert relative(meta_gradient(near, network, episodes, params), wanted) < 1e-2, steps
             torch.testing.assert_close(query_loss(maml, network, episodes, params), total, rtol=1e-11, atol=0)
 
 
@@ -91,4 +93,6 @@ def test_prompts_and_adapters_have_the_right_gradient_and_every_exact_way_gives_
         for settings in ({}, {"linear": "dual"}, {"second_order": "recomputed"}):
             other = maml.model_copy(update=settings)
             assert relative(meta_gradient(other, network, episodes, params), both) < 1e-12, settings
+        near = Maml(inner_lr=0.3, inner_steps=steps, second_order="finite_difference")
+        assert relative(meta_gradient(near, network, episodes, params), both) < 2e-3
         assert bool(grads[PROMPT].any()) if adapt == "prompt" else True

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def measured(given: argparse.Namespace, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"row": name, "data": given.data, "steps": given.steps, "episodes": given.episodes}
     start = None
     if name != "not meta-trained":
+        shutil.rmtree(run.folder, ignore_errors=True)  # else an earlier run's end would be its cost
         before, base = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         result = metatrain(run)
         row["cpu_s_per_step"] = (time.process_time() - before) / run.outer.steps

@@ -179,28 +179,27 @@ matrix anew for each call, which the BLAS does and which weighs where tokens are
 _FROM, _FROM_AHEAD = 8_000_000, 1_000_000
 """Multiply-adds from which oneDNN is the faster in float32: as a rule (one Zen 4 core), and where it has a lead."""
 
-_LEAD = 1.25
+_LEAD = 1.5
 
 
 @lru_cache
 def onednn_leads() -> bool:
     """Whether oneDNN is the faster by far here, as where the BLAS leaves half of each register unused: MKL on a Zen 5.
 
-    Measured once a process, in some 20 ms; the ratio is 1.0 to 1.2 or about 2, so that chance does not decide.
+    Measured once a process, in some 50 ms, in turns and on a product so large that nothing else tells; the ratio is about 1
+    or about 2, so that chance does not decide.
     """
     if _ONEDNN is None:
         return False
-    x, weight = torch.ones(64, 384), torch.ones(1536, 384)
-
-    def fastest(work: Callable[[], Tensor]) -> float:
-        seconds = []
-        for _ in range(10):
+    x, weight = torch.ones(256, 384), torch.ones(1536, 384)
+    ways: tuple[Callable[[], Tensor], ...] = (lambda: x @ weight.T, lambda: _by_onednn(x, weight.T))
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(8):
+        for work, took in zip(ways, seconds, strict=True):
             start = time.perf_counter()
             work()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    return fastest(lambda: x @ weight.T) > _LEAD * fastest(lambda: _by_onednn(x, weight.T))
+            took.append(time.perf_counter() - start)
+    return min(seconds[0]) > _LEAD * min(seconds[1])
 
 
 def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -191,14 +191,16 @@ def onednn_leads() -> bool:
     """
     if _ONEDNN is None:
         return False
-    x, weight = torch.ones(256, 384), torch.ones(1536, 384)
+    plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the default is
+    x, weight = torch.ones(256, 384, **plain), torch.ones(1536, 384, **plain)
     ways: tuple[Callable[[], Tensor], ...] = (lambda: x @ weight.T, lambda: _by_onednn(x, weight.T))
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(8):
-        for work, took in zip(ways, seconds, strict=True):
-            start = time.perf_counter()
-            work()
-            took.append(time.perf_counter() - start)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(8):
+            for work, took in zip(ways, seconds, strict=True):
+                start = time.perf_counter()
+                work()
+                took.append(time.perf_counter() - start)
     return min(seconds[0]) > _LEAD * min(seconds[1])
 
 

@@ -121,6 +121,29 @@ def test_whether_onednn_leads_is_measured_once() -> None:
     assert found is False or products._ONEDNN is not None
 
 
+def test_whether_onednn_leads_is_measured_in_float32_whatever_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = set()
+    by_onednn = products._by_onednn
+
+    def noted(left: Tensor, right: Tensor) -> Tensor:
+        found = by_onednn(left, right)
+        kinds.add((found.dtype, (left @ right).dtype))
+        return found
+
+    if products._ONEDNN is None:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "_by_onednn", noted)
+    monkeypatch.setattr(products, "onednn_leads", products.onednn_leads.__wrapped__)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            products.onednn_leads()
+    finally:
+        torch.set_default_dtype(before)
+    assert kinds == {(torch.float32, torch.float32)}
+
+
 @pytest.mark.parametrize("leads", LEADS)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("batched", [False, True])

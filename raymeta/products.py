@@ -102,9 +102,7 @@ def lowered(
 def times(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """[task, token, a] by [task or 1, a, b] -> [task, token, b], plus bias [task or 1, b]. It has no gradient."""
     if len(matrix) > 1:
-        if _suits_onednn(x[0], matrix[0], beside=True):
-            return _each(x, matrix, bias)
-        return x @ matrix if bias is None else torch.baddbmm(bias.unsqueeze(1), x, matrix)
+        return _each(x, matrix, bias)
     rows, matrix = x.reshape(-1, x.shape[-1]), matrix[0]
     one = bias[0] if bias is not None and len(bias) == 1 else None
     found = multiplied(rows, matrix, one)

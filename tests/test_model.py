@@ -186,7 +186,14 @@ def test_a_run_on_adapters_keeps_and_evaluates_them_alone(tmp_path, tiny_tokeniz
 
 
 @pytest.mark.parametrize(
-    "settings", [{"linear": "materialised"}, {"linear": "dual"}, {"second_order": "recomputed"}], ids=str
+    "settings",
+    [
+        {"linear": "materialised"},
+        {"linear": "dual"},
+        {"second_order": "recomputed"},
+        {"second_order": "finite_difference"},
+    ],
+    ids=str,
 )
 def test_bfloat16_is_differentiated_twice_and_comes_within_five_percent(folders, settings):
     exact, rough = (
@@ -195,11 +202,25 @@ def test_bfloat16_is_differentiated_twice_and_comes_within_five_percent(folders,
     )  # fmt: skip
     params, episodes = exact.params(), [episode(0), episode(1)]
     maml = Maml(inner_lr=0.1, inner_steps=2, **settings)
-    wanted = meta_gradient(maml, exact, episodes, params)
+    wanted = meta_gradient(Maml(inner_lr=0.1, inner_steps=2), exact, episodes, params)
     found = meta_gradient(maml, rough, episodes, params)
     assert {g.dtype for g in found.values()} == {torch.float32}
     assert all(bool(g.isfinite().all()) for g in found.values())
     assert 0 < relative(found, wanted) < 0.05
+
+
+def test_finite_differences_in_bfloat16_take_steps_that_its_rounding_leaves(folders):
+    exact, rough = (
+        Backbone.model_validate({"name": folders["bert"], "head": {"kind": "prototype", "scale": 0.2}, "precision": p}).load(WAYS)
+        for p in ("float32", "bf16")
+    )  # fmt: skip
+    params, episodes = exact.params(), [episode(0), episode(1)]
+    wanted = meta_gradient(Maml(inner_lr=0.1, inner_steps=2), exact, episodes, params)
+    near, first = (
+        relative(meta_gradient(Maml(inner_lr=0.1, inner_steps=2, **way), rough, episodes, params), wanted)
+        for way in ({"second_order": "finite_difference"}, {"order": 1})
+    )
+    assert near < 0.5 * first
 
 
 @pytest.mark.parametrize("family", FAMILIES)

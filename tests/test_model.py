@@ -186,14 +186,7 @@ def test_a_run_on_adapters_keeps_and_evaluates_them_alone(tmp_path, tiny_tokeniz
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"linear": "materialised"},
-        {"linear": "dual"},
-        {"second_order": "recomputed"},
-        {"second_order": "finite_difference"},
-    ],
-    ids=str,
+    "settings", [{"linear": "materialised"}, {"linear": "dual"}, {"second_order": "recomputed"}], ids=str
 )
 def test_bfloat16_is_differentiated_twice_and_comes_within_five_percent(folders, settings):
     exact, rough = (
